@@ -1,0 +1,100 @@
+"""The other commands: the ledger, the doctor, the versions for classes. Each imports what it needs when it
+runs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from course_utils.cli.common import Numbers, console, shorten
+from course_utils.errors import CourseError
+
+VERDICT_STYLE = {"holds": "green", "holds with a correction": "yellow", "does not hold": "red"}
+
+
+def claims() -> None:
+    """The ledger: every claim of the course, what was expected and measured, and whether it holds."""
+    import json
+
+    from course_utils.ledger import SYMBOL
+    from course_utils.notebooks.source import course_root
+
+    path = course_root() / "data" / "results" / "claims.json"
+    if not path.exists():
+        raise CourseError("no-claims", "No claims have been collected yet.", remedy="run: course build")
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    table = Table("Verdict", "Claim", "Expected", "Measured", "Who says so", box=None, padding=(0, 2, 0, 0))
+    for row in rows:
+        interval = f" [{row['interval'][0]:g}, {row['interval'][1]:g}]" if row.get("interval") else ""
+        corrected = f" → {row['corrected']:g}" if row.get("corrected") is not None else ""
+        sign = {"at least": "≥ ", "at most": "≤ "}.get(row["relation"], "")
+        table.add_row(
+            Text(f"{SYMBOL[row['verdict']]} {row['verdict']}", style=VERDICT_STYLE[row["verdict"]]),
+            Text(f"{row['id']}  {row['statement']}"),
+            f"{sign}{row['expected']:g}{corrected}",
+            Text(f"{row['measured']:g}{interval}"),
+            Text(row["source"]),
+        )
+    screen = console()
+    screen.print(table)
+    counts = ", ".join(
+        f"{sum(row['verdict'] == verdict for row in rows)} {verdict}" for verdict in VERDICT_STYLE
+    )
+    screen.print(f"\n{len(rows)} claims: {counts}.", highlight=False)
+
+
+def doctor() -> None:
+    """What this machine can do for the course, and what to do about what it cannot."""
+    from course_utils.doctor import STYLE, SYMBOL, summary
+
+    diagnosis = summary()
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for row in diagnosis.rows:
+        value = Text(row.value)
+        if row.remedy:
+            value.append(f"\n→ {row.remedy}", style="dim")
+        table.add_row(Text(f"{SYMBOL[row.status]} {row.status}", style=STYLE[row.status]), row.subject, value)
+    console().print(table)
+    raise typer.Exit(0 if diagnosis.ok else 1)
+
+
+def labs_build(
+    numbers: Numbers = None,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where to write them.")] = Path("labs"),
+) -> None:
+    """Write the student and the instructor version of lessons (all, if none are named)."""
+    from course_utils.labs.build import build_labs
+    from course_utils.notebooks.processes import require
+    from course_utils.notebooks.source import course_root
+
+    require(("nbformat", "jupytext"), "lab")
+    written = build_labs(course_root(), out, numbers or None)
+    console().print(f"{len(written)} notebooks in {shorten(out)}", highlight=False, soft_wrap=True)
+
+
+def labs_mutants(
+    number: Annotated[str | None, typer.Argument(metavar="[NN]", help="One lesson.")] = None,
+) -> None:
+    """Hand every known mistake to its own check: each has to be caught, and told what it is."""
+    from course_utils.labs.checks import mutation_table
+
+    table, missed = Table("Exercise", "Mistake", "Caught", "Told its own mistake", box=None), 0
+    for row in mutation_table(number):
+        good = bool(row["caught"] and row["own_message"])
+        missed += not good
+        marks = [
+            Text("✓", style="green") if row[key] else Text("✗", style="red")
+            for key in ("caught", "own_message")
+        ]
+        table.add_row(str(row["exercise"]), Text(str(row["mutant"])), *marks)
+    screen = console()
+    screen.print(table)
+    screen.print(
+        f"{len(table.rows)} mistakes, {missed} missed.", style="red" if missed else "green", highlight=False
+    )
+    raise typer.Exit(1 if missed else 0)
