@@ -20,9 +20,7 @@ Seed = int | torch.Generator
 
 
 class _Feedback:
-    """What the four containers share: rows, splits and batches. Columns are the dataclass fields that are
-    not None.
-    """
+    """What the four containers share: rows, splits and batches. A field that is None is no column."""
 
     def __post_init__(self) -> None:
         lengths = {name: len(column) for name, column in self.columns().items()}
@@ -154,7 +152,19 @@ def join(first: Column, second: Column) -> Column:
     return torch.cat([first, second]) if isinstance(first, Tensor) else list(first) + list(second)
 
 
+def require_both_classes(preferred: Any, rejected: Any, where: str) -> None:
+    """p+ and p- are given together or not at all."""
+    if (preferred is None) != (rejected is None):
+        raise CourseError(
+            "unpaired-one-class",
+            "only one of `preferred` and `rejected` was given.",
+            where=where,
+            remedy="give both distributions, or neither and let the judge of the world decide.",
+        )
+
+
 def require_fraction(value: float, name: str, where: str) -> None:
+    """A probability or a share, from 0 to 1."""
     if not 0.0 <= value <= 1.0:
         raise CourseError(
             "setting-out-of-range",
@@ -165,6 +175,7 @@ def require_fraction(value: float, name: str, where: str) -> None:
 
 
 def require_positive(value: int, name: str, where: str) -> None:
+    """A count of at least one."""
     if int(value) != value or value < 1:
         raise CourseError(
             "setting-out-of-range",

@@ -193,18 +193,19 @@ def rows_html(rows: list[dict[str, Any]]) -> str:
     """The rows as an HTML table. A symbol and a word carry the verdict; the colour only repeats it."""
     body = "".join(
         "<tr style='vertical-align:top'>"
-        f"<td style='text-align:left;white-space:nowrap;color:{COLOUR[row['verdict']]}'>"
+        f"<td style='text-align:left;color:{COLOUR[row['verdict']]}'>"
         f"<b>{SYMBOL[row['verdict']]} {row['verdict']}</b></td>"
         f"<td style='text-align:left'>{html.escape(row['statement'])}"
         + (f"<br><i>Correction: {html.escape(row['correction'])}</i>" if row.get("correction") else "")
-        + f"</td><td style='text-align:right;white-space:nowrap'>{_expected(row)}</td>"
-        f"<td style='text-align:right;white-space:nowrap'>{_measured(row)}</td>"
+        + f"</td><td style='text-align:left;white-space:nowrap'>{_expected(row)}</td>"
+        f"<td style='text-align:left'>{_measured(row)}</td>"
         f"<td style='text-align:left'>{html.escape(row['source'])}</td></tr>"
         for row in rows
     )
-    heads = ("verdict", "claim", "expected", "measured", "who says so")
-    head = "".join(f"<th scope='col' style='text-align:left'>{name}</th>" for name in heads)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    # Fixed widths, so that tables below one another line up.
+    heads = {"verdict": 15, "claim": 40, "expected": 13, "measured": 17, "who says so": 15}
+    head = "".join(f"<th scope='col' style='text-align:left;width:{width}%'>{name}</th>" for name, width in heads.items())
+    return f"<table style='width:100%;table-layout:fixed'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def rows_markdown(rows: list[dict[str, Any]]) -> str:
@@ -231,7 +232,7 @@ def _expected(row: dict[str, Any]) -> str:
     sign = {"equals": "", "at least": "≥ ", "at most": "≤ "}[row["relation"]]
     corrected = "" if row.get("corrected") is None else f" → {row['corrected']:g}"
     tolerance = row.get("tolerance")
-    slack = f" ± {tolerance:g}" if row["relation"] == "equals" and tolerance and row.get("interval") is None else ""
+    slack = f" ± {tolerance:g}".replace("e-0", "e-") if row["relation"] == "equals" and tolerance and row.get("interval") is None else ""
     return f"{sign}{row['expected']:.10g}{corrected}{slack}"
 
 

@@ -21,8 +21,10 @@ from course_utils.preferences import sample_rows
 
 @runtime_checkable
 class Policy(Protocol):
-    """Prompts and responses are LongTensors in a finite world, float responses for a continuous Gaussian,
-    strings for a language model.
+    """What every policy can do.
+
+    Prompts and responses are LongTensors in a finite world and lists of strings for a language model; the
+    responses of a continuous Gaussian are real numbers.
     """
 
     def log_prob(self, prompts: Any, responses: Any) -> Tensor: ...
@@ -102,7 +104,8 @@ class MLPPolicy(_FinitePolicy):
         for i, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
             # A one-hot input has one active unit, so its weights need no shrinking by their number.
             scale = 1.0 if i == 0 else 1.0 / math.sqrt(inputs)
-            linear = nn.Linear(inputs, outputs, dtype=torch.float64)
+            # skip_init: the usual initialisation would draw from the global generator.
+            linear = nn.utils.skip_init(nn.Linear, inputs, outputs, dtype=torch.float64)
             with torch.no_grad():
                 linear.weight.copy_(
                     scale * torch.randn(outputs, inputs, generator=generator, dtype=torch.float64)
@@ -118,12 +121,11 @@ class MLPPolicy(_FinitePolicy):
 
 
 class GaussianPolicy(_FinitePolicy):
-    """One Gaussian: it has one mode, whatever the target. Two parameters, `mean` and `log_sd`; the prompt is
-    ignored.
+    """One Gaussian: it has one mode, whatever the target.
 
-    Without a grid, responses are real numbers and `log_prob` is the log density. With a grid of points it is
-    a policy of a finite world with one prompt: probabilities proportional to the density at the points, and
-    responses are indices of points.
+    Its two parameters are `mean` and `log_sd`; the prompt is ignored. Without a grid, responses are real
+    numbers and `log_prob` is the log density. With a grid of points it is a policy of a finite world with one
+    prompt: probabilities proportional to the density at the points, and responses are indices of points.
     """
 
     def __init__(self, mean: float = 0.0, log_sd: float = 0.0, grid: Tensor | None = None) -> None:
@@ -167,38 +169,38 @@ class GaussianPolicy(_FinitePolicy):
 class LanguageModelPolicy(nn.Module):
     """A causal language model and its tokenizer: prompts and responses are lists of strings.
 
-    A thin wrapper: `encoding` says which tokens count, `logprobs` adds them up, `sampling` draws. Options
-    that all calls should share (a chat template, a maximum length) are given once: `encode_options` for
-    `encoding.encode`, `sample_options` for `sampling.generate`.
+    A thin wrapper: `encoding` says which tokens count, `logprobs` adds them up, `sampling` draws. A response
+    that sampling cut at `max_new_tokens` has no end token, but as a text it is scored with one; to score
+    exactly the tokens that were drawn, use `sampling.generate` and its batch.
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        tokenizer: Any,
-        *,
-        encode_options: dict[str, Any] | None = None,
-        sample_options: dict[str, Any] | None = None,
+        self, model: nn.Module, tokenizer: Any, *, max_new_tokens: int = 64, chat_template: bool = False
     ) -> None:
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
-        self.encode_options = dict(encode_options or {})
-        self.sample_options = dict(sample_options or {})
+        self.max_new_tokens = max_new_tokens
+        self.chat_template = chat_template
 
     def log_prob(self, prompts: Sequence[Any], responses: Sequence[str]) -> Tensor:
-        """log pi(response | prompt) for each row: the sum over the response's tokens, its end token
-        included.
-        """
+        """log pi(response | prompt) for each row: the sum over the response's tokens and its end token."""
         from course_utils.encoding import encode
         from course_utils.logprobs import sequence_log_probs
 
-        batch = encode(self.tokenizer, prompts, responses, **self.encode_options)
+        batch = encode(self.tokenizer, prompts, responses, chat_template=self.chat_template)
         return sequence_log_probs(self.model, batch.to(next(self.model.parameters()).device))
 
-    @torch.no_grad()
     def sample(self, prompts: Sequence[Any], generator: torch.Generator) -> list[str]:
-        """One response to each prompt."""
+        """One response to each prompt, at temperature 1."""
         from course_utils.sampling import generate
 
-        return generate(self.model, self.tokenizer, prompts, generator=generator, **self.sample_options)
+        drawn = generate(
+            self.model,
+            self.tokenizer,
+            prompts,
+            max_new_tokens=self.max_new_tokens,
+            seed=generator,
+            chat_template=self.chat_template,
+        )
+        return drawn.texts

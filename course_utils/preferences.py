@@ -30,6 +30,7 @@ from course_utils.feedback import (
     choose,
     generator_from,
     join,
+    require_both_classes,
     require_fraction,
     require_positive,
     sample_rows,
@@ -152,8 +153,9 @@ class World(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Population:
-    """Groups of annotators who disagree: one world per group (same prompts and responses, another judge),
-    and their shares.
+    """Groups of annotators who disagree, and their shares.
+
+    A group is a world: all have the same prompts and responses, and each its own judge.
     """
 
     worlds: tuple[World, ...]
@@ -235,13 +237,7 @@ def draw_unpaired(
         preferred, rejected = getattr(world, "preferred", None), getattr(world, "rejected", None)
         if preferred is not None and fraction is None:
             fraction = getattr(world, "preferred_fraction", None)
-    if (preferred is None) != (rejected is None):
-        raise CourseError(
-            "unpaired-one-class",
-            "only one of `preferred` and `rejected` was given.",
-            where="draw_unpaired(world, n, seed)",
-            remedy="give both distributions, or neither and let the judge of the world decide.",
-        )
+    require_both_classes(preferred, rejected, "draw_unpaired(world, n, seed)")
     if preferred is None and fraction is None:
         pairs = draw_pairs(world, (n + 1) // 2, generator, proposal)
         return pairs.unpaired().take(torch.randperm(2 * len(pairs), generator=generator)[:n])

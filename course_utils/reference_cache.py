@@ -1,17 +1,17 @@
 """The reference's log-probabilities, computed once and kept on disk.
 
-A frozen reference gives the same numbers at every epoch, so they are computed once. A cache that answers with the
-numbers of another reference is worse than none: it is found by content, never by name. The key is a hash of
+A frozen reference gives the same numbers at every epoch, so they are computed once. A cache that answers with
+the numbers of another reference is worse than none, so an entry is found by content, never by name. Its key
+is a hash of
 
-    the weights · the config · the adapters switched on · the tokens · the precision · the version of the scoring code
+    weights, config, adapters switched on, tokens, precision, version of the scoring code
 
-so that a fine-tuned copy, another tokenizer or another precision is another entry. Only safetensors and JSON are
-written; both appear whole or not at all, and a file that does not match its own checksum is computed again.
+so that a fine-tuned copy, another tokenizer or another precision is another entry. Only safetensors and JSON
+are written; both appear whole or not at all, and a file that does not match its checksum is computed again.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -22,26 +22,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from course_utils.causal_lm import scoring_mode, unwrapped
 from course_utils.encoding import EncodedBatch, EncodedPairs
 from course_utils.errors import CourseError
-from course_utils.logprobs import pair_log_probs, sequence_log_probs, unwrapped
+from course_utils.logprobs import pair_log_probs, sequence_log_probs
+
+Batch = EncodedBatch | EncodedPairs
 
 # Raise this when a change to the scoring code changes its numbers: every older entry is then computed again.
 SCORING_VERSION = 1
 
 # Entries of a config that say where a model came from or which kernel runs it, not what it computes.
-_NOT_CONTENT = {"_name_or_path", "name_or_path", "transformers_version", "_commit_hash", "use_cache", "architectures"}
+_NOT_CONTENT = {"name_or_path", "transformers_version", "use_cache", "architectures"}
 _PIECE = 1 << 26  # bytes hashed at a time
 
 
 def reference_log_probs(
     model: Any,
-    dataset_batches: Iterable[EncodedBatch | EncodedPairs],
+    dataset_batches: Iterable[Batch],
     *,
     cache_dir: str | os.PathLike[str] | None = None,
     chunk: int | None = None,
-) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+) -> Tensor | tuple[Tensor, Tensor]:
     """log pi_ref for a whole data set, from the cache or computed and put there.
 
     dataset_batches  the batches in the order of the data set; how it is cut into batches does not matter
@@ -54,9 +58,9 @@ def reference_log_probs(
     if len(kinds) != 1 or not kinds <= {EncodedBatch, EncodedPairs}:
         raise CourseError(
             "batch-shape",
-            f"The batches must be all EncodedBatch or all EncodedPairs, at least one; got {[k.__name__ for k in kinds]}.",
+            f"The batches are of the kinds {sorted(kind.__name__ for kind in kinds)}.",
             where="reference_log_probs",
-            remedy="Build them with encode(...) or encode_pairs(...).",
+            remedy="Pass at least one, all EncodedBatch or all EncodedPairs.",
         )
     if cache_dir is None:
         return _unpack(_compute(model, batches, chunk))
@@ -69,7 +73,7 @@ def reference_log_probs(
     return _unpack(tensors)
 
 
-def cache_key(model: Any, batches: Iterable[EncodedBatch | EncodedPairs]) -> str:
+def cache_key(model: Any, batches: Iterable[Batch]) -> str:
     """The sha256 of everything that the log-probabilities depend on."""
     digest = hashlib.sha256()
     for part in (f"scoring {SCORING_VERSION}", _precision(model), _config(model), _adapters(model)):
@@ -94,27 +98,14 @@ def weights_hash(model: Any) -> str:
     return digest.hexdigest()
 
 
-@contextlib.contextmanager
-def scoring_mode(model: Any) -> Iterator[None]:
-    """No dropout and no gradients inside; afterwards every module is in the mode it was in."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        # Not model.train(): a module that was kept in evaluation mode on purpose must stay there.
-        for module in training:
-            module.training = True
-
-
-# --- what goes into the key ---------------------------------------------------------------------------------------
+# --- what goes into the key ---------------------------------------------------------------------------
 
 
 def _row_bytes(batch: EncodedBatch) -> Iterator[bytes]:
     tensors = (batch.input_ids.long(), batch.attention_mask, batch.response_mask)
     for ids, real, response in zip(*(tensor.cpu().numpy() for tensor in tensors), strict=True):
-        yield int(real.sum()).to_bytes(8, "little") + ids[real].astype("<i8").tobytes() + response[real].tobytes()
+        length = int(real.sum()).to_bytes(8, "little")
+        yield length + ids[real].astype("<i8").tobytes() + response[real].tobytes()
 
 
 def _precision(model: Any) -> str:
@@ -130,7 +121,7 @@ def _config(model: Any) -> str:
 
 
 def _adapters(model: Any) -> str:
-    """Which adapters are on: a policy with its adapters switched off is the reference, with the same weights."""
+    """Which adapters are on: with its adapters off, a policy is the reference: same weights."""
     states = [
         (name, bool(module.disable_adapters), sorted(module.active_adapters))
         for name, module in unwrapped(model).named_modules()
@@ -139,17 +130,18 @@ def _adapters(model: Any) -> str:
     return json.dumps(states)
 
 
-# --- computing, reading, writing ----------------------------------------------------------------------------------
+# --- computing, reading, writing ----------------------------------------------------------------------
 
 
-def _compute(model: Any, batches: list[EncodedBatch | EncodedPairs], chunk: int | None) -> dict[str, torch.Tensor]:
-    columns: dict[str, list[torch.Tensor]] = {}
+def _compute(model: Any, batches: list[Batch], chunk: int | None) -> dict[str, Tensor]:
+    columns: dict[str, list[Tensor]] = {}
     device = next(unwrapped(model).parameters()).device
     with scoring_mode(model):
         for batch in batches:
             batch = batch.to(device)
             if isinstance(batch, EncodedPairs):
-                parts = dict(zip(("chosen", "rejected"), pair_log_probs(model, batch, chunk=chunk), strict=True))
+                chosen, rejected = pair_log_probs(model, batch, chunk=chunk)
+                parts = {"chosen": chosen, "rejected": rejected}
             else:
                 parts = {"log_probs": sequence_log_probs(model, batch, chunk=chunk)}
             for name, values in parts.items():
@@ -167,11 +159,11 @@ def _compute(model: Any, batches: list[EncodedBatch | EncodedPairs], chunk: int 
     return tensors
 
 
-def _unpack(tensors: dict[str, torch.Tensor]) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+def _unpack(tensors: dict[str, Tensor]) -> Tensor | tuple[Tensor, Tensor]:
     return tensors["log_probs"] if "log_probs" in tensors else (tensors["chosen"], tensors["rejected"])
 
 
-def _read(folder: Path, key: str) -> dict[str, torch.Tensor] | None:
+def _read(folder: Path, key: str) -> dict[str, Tensor] | None:
     """The entry, or None if there is none. The JSON is written last, so without it there is no entry."""
     card_path, data_path = folder / f"{key}.json", folder / f"{key}.safetensors"
     if not card_path.exists():
@@ -186,14 +178,14 @@ def _read(folder: Path, key: str) -> dict[str, torch.Tensor] | None:
         return load(data)
     except (OSError, ValueError, KeyError, TypeError) as error:
         warnings.warn(
-            f"The cached reference log-probabilities {data_path.name} are damaged ({error}); computing them again.",
+            f"The cached log-probabilities {data_path.name} are damaged ({error}); computing them again.",
             UserWarning,
             stacklevel=3,
         )
         return None
 
 
-def _write(folder: Path, key: str, tensors: dict[str, torch.Tensor], model: Any) -> None:
+def _write(folder: Path, key: str, tensors: dict[str, Tensor], model: Any) -> None:
     from safetensors.torch import save
 
     data = save({name: values.contiguous() for name, values in tensors.items()})

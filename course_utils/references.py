@@ -7,8 +7,8 @@ Where the mixing happens matters:
 
 - "parameters": the weights are mixed, name by name. For a table these are its logits.
 - "log-probabilities": the tables of log-probabilities are mixed and normalised again. For a table this is the
-  same reference as "parameters", and with the inner problem solved exactly it gives the law pi ~ pi0 exp((1 +
-  alpha (k - 1)) r / beta) after stage k.
+  same reference as "parameters". With the inner problem of DPO solved exactly, the policy after stage k is
+  then pi0 exp((1 + alpha (k - 1)) r / beta) / Z: the effective beta shrinks.
 - "probabilities": the tables of probabilities are mixed. The law then holds only approximately.
 
 Deviation from the paper: it describes the soft update and the period as two methods; here, as in TRL, both
@@ -43,11 +43,10 @@ def mix_probabilities(policy: Tensor, ref: Tensor, alpha: float) -> Tensor:
 
 @torch.no_grad()
 def mix_parameters(policy: nn.Module, ref: nn.Module, alpha: float) -> None:
-    """ref <- alpha * policy + (1 - alpha) * ref, in place, for every parameter and floating-point buffer;
-    other buffers are copied.
+    """ref <- alpha * policy + (1 - alpha) * ref, in place.
 
-    Tensors are matched by name, and both modules must have the same names and shapes. A tensor that two
-    layers share is mixed once.
+    It holds for every parameter and floating-point buffer; other buffers are copied. Tensors are matched by
+    name, and both modules must have the same names and shapes. A tensor that two layers share is mixed once.
     """
     sources, targets = dict(_named_tensors(policy)), dict(_named_tensors(ref))
     _require_same_tensors(sources, targets, "mixing a reference with a policy")
@@ -187,7 +186,10 @@ class MovingReference(FrozenReference):
 
 
 def _frozen_copy(policy: nn.Module) -> nn.Module:
-    return copy.deepcopy(policy).requires_grad_(False).eval()
+    frozen = copy.deepcopy(policy).requires_grad_(False).eval()
+    for parameter in frozen.parameters():
+        parameter.grad = None
+    return frozen
 
 
 def _named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -1,4 +1,4 @@
-"""Shared by the tests of the objectives: random finite worlds, an exact minimiser, inputs for any objective."""
+"""Shared by the tests of the objectives: random finite worlds, an exact minimiser, inputs for each."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def all_pairs(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def minimise(loss: Callable[[Tensor], Tensor], start: Tensor, steps: int = 300) -> Tensor:
-    """A local minimiser by Newton's method with absolute curvature and backtracking; an infinite loss is a wall.
+    """A local minimiser by Newton's method with absolute curvature and backtracking; infinity is a wall.
 
     Written for these tests, so that no test depends on the optimiser of a library to ten digits.
     """
@@ -112,8 +112,8 @@ def example(
         elif name == "orpo":
             inputs.append(-normal(rows).abs() - 0.05)
         elif name == "ddro":
-            # log-ratios inside the wall at t = 1/2
-            inputs.append(torch.tanh(normal(rows)) * 0.3)
+            # log-ratios inside the wall for every t up to 0.7
+            inputs.append(torch.tanh(normal(rows)) * 0.17)
         else:
             inputs.append(normal(rows))
     return inputs

@@ -435,6 +435,15 @@ def test_a_file_that_a_person_changed_is_named_and_nothing_is_overwritten(tmp_pa
     assert student.exists() and instructor.exists()
 
 
+def test_a_changed_file_that_holds_what_would_be_written_is_no_conflict(tmp_path):
+    student, _ = write_labs(tmp_path, rendered_set())
+    notebooks = rendered_set()
+    notebooks["student/01_bt.ipynb"].cells[0].source = "# 01 · New"
+    student.write_bytes(notebook_bytes(notebooks["student/01_bt.ipynb"]))
+    write_labs(tmp_path, notebooks)
+    assert "01 · New" in student.read_text(encoding="utf-8")
+
+
 def test_a_new_version_of_a_lesson_replaces_what_an_earlier_build_made(tmp_path):
     write_labs(tmp_path, rendered_set())
     notebooks = rendered_set()

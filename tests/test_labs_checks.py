@@ -353,6 +353,12 @@ def test_a_check_leaves_the_random_numbers_of_the_notebook_alone():
         (lambda x, factor: 1 / (factor * x), "one divided by what is wanted"),
         (lambda x, factor: 1 - factor * x, "one minus what is wanted"),
         (lambda x, factor: torch.ones_like(x), "does it use every argument?"),
+        (lambda x, factor: torch.zeros_like(x), "does it use every argument?"),
+        (
+            lambda x, factor: (factor * x * (1 + 1e-5)).float(),
+            "as far as float32 can tell, but float64 is wanted",
+        ),
+        (lambda x, factor: (factor * x).long(), "holds whole numbers (int64); float64 is wanted"),
         (
             lambda x, factor: (factor * x).clamp(min=-1),
             "1 of 3 numbers are too large for x = [1, -2, 3] and factor = 2",
@@ -468,7 +474,7 @@ def test_an_answer_that_cannot_be_compared_is_wrong_and_not_a_crash():
             raise RuntimeError("no")
 
     for answer in (
-        lambda x, factor: torch.complex(x, x),
+        lambda x, factor: torch.complex(factor * x, 0 * x),
         lambda x, factor: (factor * x).to_sparse(),
         lambda x, factor: torch.empty(3, device="meta"),
         lambda x, factor: np.array(["a", "b", "c"]),
@@ -477,6 +483,8 @@ def test_an_answer_that_cannot_be_compared_is_wrong_and_not_a_crash():
     ):
         result = evaluate(SCALED, answer)
         assert result.status == "wrong" and result.message
+    result = evaluate(SCALED, lambda x, factor: torch.complex(factor * x, 0 * x))
+    assert result.message.startswith("Your answer is a torch tensor of dtype complex128 that cannot be read")
 
 
 def test_the_line_has_a_word_and_a_symbol_besides_its_colour_and_its_html_is_escaped():

@@ -1,4 +1,4 @@
-"""Gradients of every objective: autograd against central differences, and against the formula in its docstring."""
+"""Gradients of every objective: autograd against central differences and the docstring's formula."""
 
 from __future__ import annotations
 
@@ -194,7 +194,11 @@ FORMULAS = [
         {"gamma": 0.4},
         lambda x: [torch.softmax(x[0] - x[1], -1) - torch.softmax(x[2] + x[3] / 0.4 - x[1], -1)],
     ),
-    ("pmle", {"gamma": 0.4}, lambda x: [-0.4 * sigma(-0.4 * (x[0] - x[1])), 0.4 * sigma(-0.4 * (x[0] - x[1]))]),
+    (
+        "pmle",
+        {"gamma": 0.4},
+        lambda x: [-0.4 * sigma(-0.4 * (x[0] - x[1])), 0.4 * sigma(-0.4 * (x[0] - x[1]))],
+    ),
     (
         "preference_distillation",
         {"gamma": 0.4},
@@ -268,6 +272,7 @@ def test_no_gradient_flows_through_the_baselines_of_kto_and_bco():
         from_tensor = loss(policy, ref, preferred, **{name: (policy - ref).abs().mean()})
         from_number = loss(policy, ref, preferred, **{name: float((policy - ref).detach().abs().mean())})
         assert torch.allclose(
-            torch.autograd.grad(from_tensor.sum(), policy)[0], torch.autograd.grad(from_number.sum(), policy)[0]
+            torch.autograd.grad(from_tensor.sum(), policy)[0],
+            torch.autograd.grad(from_number.sum(), policy)[0],
         )
     assert not objectives.kto_kl(policy, ref).requires_grad

@@ -1,4 +1,4 @@
-"""The population minimiser of every objective, found numerically in a random finite world, is the one that its docstring claims."""
+"""The population minimiser of every objective, found in random finite worlds, is the one it claims."""
 
 from __future__ import annotations
 
@@ -235,7 +235,9 @@ def test_the_margin_of_one_pair_follows_its_law_in_the_preference_probability(na
     zero = torch.zeros_like(p)
 
     def population(h):
-        return (p * loss(h, zero, zero, zero, **settings) + (1 - p) * loss(zero, h, zero, zero, **settings)).sum()
+        return (
+            p * loss(h, zero, zero, zero, **settings) + (1 - p) * loss(zero, h, zero, zero, **settings)
+        ).sum()
 
     assert worst(minimise(population, zero), law(p)) < TOLERANCE
 
@@ -266,7 +268,9 @@ def test_the_hinge_of_slic_goes_to_plus_or_minus_one_whatever_the_size_of_the_ma
 def test_flex_dpo_with_two_betas_lets_both_free_log_ratios_rise_together(seed):
     l = random_numbers(2, 50, seed=seed, scale=10.0).requires_grad_()
     zero, p = torch.zeros(50, dtype=torch.float64), torch.rand(50, dtype=torch.float64)
-    loss = p * objectives.flex_dpo(l[0], l[1], zero, zero) + (1 - p) * objectives.flex_dpo(l[1], l[0], zero, zero)
+    loss = p * objectives.flex_dpo(l[0], l[1], zero, zero) + (1 - p) * objectives.flex_dpo(
+        l[1], l[0], zero, zero
+    )
     (gradient,) = torch.autograd.grad(loss.sum(), l)
     assert (gradient.sum(0) < 0).all()
 
@@ -277,7 +281,10 @@ def test_an_sft_term_pulls_dpo_to_the_distribution_of_the_chosen(seed):
     preference = bradley_terry(reward)
     chosen = 2 * ref * (preference @ ref)
     distance = [
-        kl(chosen, paired_minimiser(objectives.dpo_with_sft, ref, preference, ref, beta=0.5, sft_weight=weight))
+        kl(
+            chosen,
+            paired_minimiser(objectives.dpo_with_sft, ref, preference, ref, beta=0.5, sft_weight=weight),
+        )
         for weight in (0.0, 0.1, 1.0, 1000.0)
     ]
     assert kl(chosen, tilted(ref, reward / 0.5)) == pytest.approx(distance[0], abs=1e-9)
@@ -297,7 +304,12 @@ def test_sft_finds_the_distribution_of_the_chosen(seed):
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_pmle_finds_the_model_behind_the_preferences_and_dpo_the_product_with_the_reference(seed):
-    target, ref, mu, gamma = random_policy(5, seed), random_policy(5, 30 + seed), random_policy(5, 60 + seed), 0.5
+    target, ref, mu, gamma = (
+        random_policy(5, seed),
+        random_policy(5, 30 + seed),
+        random_policy(5, 60 + seed),
+        0.5,
+    )
     preference = bradley_terry(gamma * target.log())
     weight = mu[:, None] * mu[None, :] * preference
     found = minimise_policy(lambda l: (weight * objectives.pmle(*all_pairs(l), gamma=gamma)).sum(), ref)
@@ -308,7 +320,12 @@ def test_pmle_finds_the_model_behind_the_preferences_and_dpo_the_product_with_th
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_preference_distillation_finds_the_model_behind_the_reward_at_loss_zero(seed):
-    target, ref, mu, gamma = random_policy(5, seed), random_policy(5, 30 + seed), random_policy(5, 60 + seed), 0.5
+    target, ref, mu, gamma = (
+        random_policy(5, seed),
+        random_policy(5, 30 + seed),
+        random_policy(5, 60 + seed),
+        0.5,
+    )
     reward = gamma * target.log() + 3.3
     weight = mu[:, None] * mu[None, :]
 
@@ -383,7 +400,9 @@ def test_kto_drives_a_free_log_ratio_to_one_end_by_the_weighted_majority(weights
     zero, yes = torch.zeros(81, dtype=torch.float64), torch.ones(81, dtype=torch.bool)
     settings = {"kl": 0.3, "desirable_weight": weights[0], "undesirable_weight": weights[1]}
     for plus, minus in ((0.5, 0.2), (0.2, 0.5), (0.3, 0.2)):
-        loss = plus * objectives.kto(l, zero, yes, **settings) + minus * objectives.kto(l, zero, ~yes, **settings)
+        loss = plus * objectives.kto(l, zero, yes, **settings) + minus * objectives.kto(
+            l, zero, ~yes, **settings
+        )
         (slope,) = torch.autograd.grad(loss.sum(), l)
         assert (slope.sign() == math.copysign(1, weights[1] * minus - weights[0] * plus)).all()
 
@@ -422,7 +441,13 @@ def group_minimiser(loss, mu, start, columns, k, **settings):
 def test_exo_rw_and_dpo_rw_find_the_same_optimum_when_the_policy_can_represent_it(name, betas, k):
     ref, reward = random_policy(4, k), random_numbers(4, seed=k)
     found = group_minimiser(
-        objectives.get(name).loss, ref, ref, (ref.log(), reward), k, beta_policy=betas[0], beta_reward=betas[1]
+        objectives.get(name).loss,
+        ref,
+        ref,
+        (ref.log(), reward),
+        k,
+        beta_policy=betas[0],
+        beta_reward=betas[1],
     )
     assert worst(found, tilted(ref, reward / (betas[0] * betas[1]))) < TOLERANCE
 
@@ -466,14 +491,18 @@ def test_reverse_kl_on_the_policys_own_samples_finds_its_closed_form(beta, seed)
 def test_bradley_terry_rewards_have_the_right_differences(seed):
     reward, mu = random_numbers(5, seed=seed), random_policy(5, seed)
     weight = mu[:, None] * mu[None, :] * bradley_terry(reward)
-    found = minimise(lambda r: (weight * objectives.bt(*all_pairs(r))).sum(), torch.zeros(5, dtype=torch.float64))
+    found = minimise(
+        lambda r: (weight * objectives.bt(*all_pairs(r))).sum(), torch.zeros(5, dtype=torch.float64)
+    )
     assert worst(found - found[0], reward - reward[0]) < TOLERANCE
 
 
 def test_no_reward_fits_a_cycle_but_the_general_preference_model_does():
     p = torch.tensor([[0.5, 0.9, 0.2], [0.1, 0.5, 0.8], [0.8, 0.2, 0.5]], dtype=torch.float64)
     off_diagonal = 1 - torch.eye(3, dtype=torch.float64)
-    rewards = minimise(lambda r: (p * objectives.bt(*all_pairs(r))).sum(), torch.zeros(3, dtype=torch.float64))
+    rewards = minimise(
+        lambda r: (p * objectives.bt(*all_pairs(r))).sum(), torch.zeros(3, dtype=torch.float64)
+    )
     assert worst(bradley_terry(rewards) * off_diagonal, p * off_diagonal) > 0.2
 
     def population(flat):

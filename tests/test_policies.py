@@ -10,6 +10,7 @@ import torch
 
 from course_utils.errors import CourseError
 from course_utils.policies import GaussianPolicy, LanguageModelPolicy, MLPPolicy, Policy, TablePolicy
+from course_utils.references import FrozenReference, MovingReference
 
 TABLE = [[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]]
 GRID = torch.linspace(-4, 4, 41, dtype=torch.float64)
@@ -96,9 +97,9 @@ def test_training_one_prompt_moves_only_that_row_of_a_table_and_every_row_of_a_n
 
 
 def test_a_network_depends_on_its_seed_alone():
-    torch.manual_seed(1)
+    state = torch.get_rng_state()
     first = MLPPolicy(2, 3, seed=5).probabilities()
-    torch.manual_seed(2)
+    assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(first, MLPPolicy(2, 3, seed=5).probabilities())
     assert not torch.allclose(first, MLPPolicy(2, 3, seed=6).probabilities())
     assert not torch.allclose(first[0], first[1], atol=1e-3)
@@ -115,6 +116,13 @@ def test_the_density_of_a_gaussian_integrates_to_one_and_has_its_mean_and_deviat
     # Another library's density at one point.
     other = torch.distributions.Normal(1.5, 0.7).log_prob(torch.tensor(0.3))
     assert math.isclose(policy.log_prob(None, torch.tensor(0.3)).item(), other.item(), abs_tol=1e-6)
+
+
+def test_a_gaussian_on_a_grid_ignores_the_prompt():
+    policy, prompts = FINITE["gaussian on a grid"](), torch.arange(1000) % 7
+    sample = policy.sample(prompts, torch.Generator().manual_seed(0))
+    assert torch.equal(sample, policy.sample(torch.zeros_like(prompts), torch.Generator().manual_seed(0)))
+    assert torch.equal(policy.log_prob(prompts, sample), policy.log_probabilities()[0, sample])
 
 
 def test_samples_of_a_continuous_gaussian_have_its_mean_and_deviation():
@@ -134,44 +142,73 @@ def test_a_gaussian_on_a_grid_is_its_density_normalised_over_the_points():
 # -------------------- a language model
 
 
-class FakeTokenizer:
-    """One token per character: enough of a tokenizer for the wrapper."""
+LETTERS = "abcdefghij"
 
-    eos_token_id = 1
+
+class LetterTokenizer:
+    """One token per letter: enough of a tokenizer for the wrapper."""
+
     pad_token_id = 0
+    eos_token_id = 1
 
     def __call__(self, texts, **_):
-        return {"input_ids": [[2 + ord(letter) % 20 for letter in text] for text in texts]}
+        return {"input_ids": [[2 + LETTERS.index(letter) for letter in text] for text in texts]}
+
+    def batch_decode(self, rows, **_):
+        return ["".join(LETTERS[token - 2] for token in row if token >= 2) for row in rows]
 
 
-def tiny_language_model() -> LanguageModelPolicy:
+@pytest.fixture(scope="module")
+def language_model() -> LanguageModelPolicy:
     transformers = pytest.importorskip("transformers")
-    torch.manual_seed(0)
     config = transformers.Qwen2Config(
-        vocab_size=24,
+        vocab_size=2 + len(LETTERS),
         hidden_size=16,
         intermediate_size=32,
         num_hidden_layers=1,
         num_attention_heads=2,
         num_key_value_heads=1,
+        initializer_range=0.3,
     )
-    return LanguageModelPolicy(transformers.Qwen2ForCausalLM(config).double().eval(), FakeTokenizer())
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = transformers.Qwen2ForCausalLM(config).double().eval()
+    return LanguageModelPolicy(model, LetterTokenizer(), max_new_tokens=1)
 
 
-def test_a_language_model_adds_up_the_log_probabilities_of_the_response_and_its_end():
-    policy = tiny_language_model()
+def test_a_language_model_adds_up_the_log_probabilities_of_the_response_and_its_end(language_model):
     prompts, responses = ["abc", "d"], ["ef", "ghij"]
-    found = policy.log_prob(prompts, responses)
+    found = language_model.log_prob(prompts, responses)
     for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-        before, after = FakeTokenizer()([prompt, response])["input_ids"]
-        tokens = [*before, *after, FakeTokenizer.eos_token_id]
-        logits = policy.model(torch.tensor([tokens])).logits[0]
-        by_hand = sum(
-            torch.log_softmax(logits[i - 1], -1)[tokens[i]].item() for i in range(len(before), len(tokens))
-        )
+        before, after = LetterTokenizer()([prompt, response])["input_ids"]
+        tokens = [*before, *after, LetterTokenizer.eos_token_id]
+        steps = torch.log_softmax(language_model.model(torch.tensor([tokens])).logits[0], -1)
+        by_hand = sum(steps[i - 1, tokens[i]].item() for i in range(len(before), len(tokens)))
         assert math.isclose(found[row].item(), by_hand, abs_tol=1e-9)
     found.sum().backward()
-    assert policy.model.lm_head.weight.grad.abs().max() > 0
+    assert language_model.model.lm_head.weight.grad.abs().max() > 0
+
+
+def test_the_samples_of_a_language_model_have_the_probabilities_of_its_next_token(language_model):
+    n = 4000
+    sample = language_model.sample(["ab"] * n, torch.Generator().manual_seed(0))
+    assert sample == language_model.sample(["ab"] * n, torch.Generator().manual_seed(0))
+    exact = torch.softmax(language_model.model(torch.tensor([[2, 3]])).logits[0, -1], -1)
+    for token, letter in enumerate(LETTERS, start=2):
+        p = exact[token].item()
+        assert abs(sample.count(letter) / n - p) < 4 * math.sqrt(p * (1 - p) / n) + 1e-9
+
+
+def test_a_reference_of_a_language_model_is_a_copy_that_a_hard_update_renews(language_model):
+    policy = copy.deepcopy(language_model)
+    frozen, moving = FrozenReference(policy), MovingReference.hard(policy, every=1)
+    with torch.no_grad():
+        policy.model.lm_head.weight.mul_(2.0)
+    before, after = language_model.log_prob(["a"], ["bc"]), policy.log_prob(["a"], ["bc"])
+    assert not torch.allclose(before, after)
+    assert moving.after_step(policy)
+    assert torch.equal(frozen.log_prob(["a"], ["bc"]), before)
+    assert torch.equal(moving.log_prob(["a"], ["bc"]), after)
 
 
 # -------------------- refusals

@@ -77,6 +77,17 @@ def test_the_population_loss_of_exo_is_an_explicit_sum_over_triples():
     assert math.isclose(exact.item(), by_hand.item(), abs_tol=1e-14)
 
 
+def test_pairs_of_two_proposals_are_judged_in_both_orders():
+    w, log_policy, first, second = world("random"), some_policy(), some_policy(1).exp(), some_policy(2).exp()
+    by_hand = 0.0
+    for x, a, b in itertools.product(range(X), range(Y), range(Y)):
+        margin = (log_policy[x, a] - log_policy[x, b]).item()
+        wins, pair = w.preference[x, a, b], w.prompt_weights[x] * first[x, a] * second[x, b]
+        by_hand += pair * (wins * math.log1p(math.exp(-margin)) + (1 - wins) * math.log1p(math.exp(margin)))
+    exact = w.population_loss("pmle", log_policy, proposal=first, opponent=second)
+    assert math.isclose(exact.item(), by_hand.item(), abs_tol=1e-14)
+
+
 def columns(w: FiniteWorld, log_policy: torch.Tensor, kind: str, n: int) -> torch.Tensor:
     """The losses of n drawn examples, written out as a trainer would compute them."""
     ref = w.reference.log()
@@ -298,6 +309,13 @@ def test_the_margins_of_ipo_and_exo_are_linear_in_the_preference(p):
     assert math.isclose(exo, (2 * p - 1) * math.log(999) / 0.5, abs_tol=1e-7)
 
 
+def test_a_start_in_the_region_of_negative_curvature_still_reaches_the_minimum():
+    w = FiniteWorld([0.5, 0.5], [[0.5, 0.9], [0.1, 0.5]])
+    misranked = torch.softmax(torch.tensor([[-5.0, 0.0]], dtype=torch.float64), -1)
+    found = w.population_minimiser("exo_pref", beta=1.0, label_smoothing=0.01, start=misranked)
+    assert math.isclose((found[0, 0] / found[0, 1]).log().item(), 0.8 * math.log(99), abs_tol=1e-8)
+
+
 def test_labels_that_are_never_wrong_leave_dpo_without_an_optimum_and_smoothing_restores_it():
     w = FiniteWorld([0.3, 0.3, 0.4], [[0.5, 1.0, 1.0], [0.0, 0.5, 1.0], [0.0, 0.0, 0.5]])
     for beta in (0.1, 1.0):
@@ -388,6 +406,10 @@ BAD = {
     "a huge group": (
         lambda: world().population_loss("exo_rw", some_policy(), group_size=16),
         "population-too-large",
+    ),
+    "p+ without p-": (
+        lambda: world().population_loss("rdro", some_policy(), preferred=some_policy().exp()),
+        "unpaired-one-class",
     ),
     "no reward": (lambda: world("cyclic").population_loss("exo_rw", some_policy()), "world-no-reward"),
     "an unknown reduction": (

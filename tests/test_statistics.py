@@ -26,7 +26,7 @@ from course_utils.statistics import (
     t_quantile,
     wilson_interval,
 )
-from course_utils.statistics.intervals import _bca_levels
+from course_utils.statistics.intervals import _bca_levels, _expanded_levels
 
 SAMPLE = np.random.default_rng(7).gamma(2.0, size=23)
 
@@ -76,6 +76,9 @@ def test_the_wilson_interval_is_the_one_of_scipy():
         theirs = scipy.stats.binomtest(successes, trials).proportion_ci(confidence, method="wilson")
         assert (ours.low, ours.high) == pytest.approx(tuple(theirs), abs=1e-14)
         assert ours.estimate == successes / trials and ours.count == trials
+    for trials in range(1, 300):
+        assert wilson_interval(0, trials).low == 0.0 and 0.0 in wilson_interval(0, trials)
+        assert wilson_interval(trials, trials).high == 1.0 and 1.0 in wilson_interval(trials, trials)
 
 
 def test_the_wilson_interval_covers_about_as_often_as_it_promises_summed_over_all_outcomes():
@@ -89,12 +92,13 @@ def test_the_wilson_interval_covers_about_as_often_as_it_promises_summed_over_al
 
 
 def test_bca_limits_are_those_of_scipy_on_the_same_resamples():
-    for statistic in (np.mean, np.std):
+    whole = np.array([0, 0, 0, 1, 1, 2, 5, 1, 0, 3])  # resampled means tie with the estimate
+    for values, statistic in ((SAMPLE, np.mean), (SAMPLE, np.std), (whole, np.mean)):
         # no seed: its name differs between scipy versions, and the identity holds for any resamples
-        theirs = scipy.stats.bootstrap((SAMPLE,), statistic, method="BCa", n_resamples=2000)
+        theirs = scipy.stats.bootstrap((values,), statistic, method="BCa", n_resamples=2000)
         draws = theirs.bootstrap_distribution
-        without_one = np.array([statistic(np.delete(SAMPLE, row)) for row in range(SAMPLE.size)])
-        levels = _bca_levels(float(statistic(SAMPLE)), draws, without_one, 0.95)
+        without_one = np.array([statistic(np.delete(values, row)) for row in range(values.size)])
+        levels = _bca_levels(float(statistic(values)), draws, without_one, 0.95)
         ours = tuple(np.quantile(draws, levels))
         assert ours == pytest.approx(tuple(theirs.confidence_interval), rel=1e-12)
 
@@ -118,6 +122,11 @@ def test_the_expanded_limits_of_a_mean_are_as_wide_as_students():
     expanded = bootstrap_interval(values, resamples=200_000, method="expanded")
     percentile = bootstrap_interval(values, resamples=200_000, method="percentile")
     student = mean_interval(values)
+    # exactly so for a bootstrap distribution that is normal, with the standard error that resampling gives
+    low, high = _expanded_levels(0.95, 12)
+    assert low + high == pytest.approx(1, abs=1e-15)
+    resampled_error = values.std(ddof=0) / math.sqrt(12)
+    assert normal_quantile(high) * resampled_error == pytest.approx(student.half_width, rel=1e-12)
     assert expanded.half_width == pytest.approx(student.half_width, rel=0.06)
     assert percentile.half_width < 0.9 * student.half_width
 
@@ -236,10 +245,9 @@ def test_five_seeds_cannot_reach_five_percent_and_a_p_value_is_never_zero():
 
 
 def test_ties_of_swapped_sums_count_in_spite_of_rounding():
-    a = np.array([0.1, 0.2, 0.3, 0.7])  # 0.7 + 0.3 - 0.2 + 0.1 and its kind are equal only up to rounding
-    scaled = paired_permutation_test(a * 10, np.zeros(4)).p_value
-    assert paired_permutation_test(a, np.zeros(4)).p_value == scaled == 2 / 16
-    assert paired_permutation_test([0.1, 0.2, -0.3], [0, 0, 0]).p_value == 1.0
+    for tenths in itertools.permutations([1, 2, 3, -3, 7]):
+        whole = paired_permutation_test(tenths, [0] * 5).p_value
+        assert paired_permutation_test(np.array(tenths) / 10, [0] * 5).p_value == whole
 
 
 def test_holm_is_the_closed_testing_of_bonferroni_over_all_subsets():
@@ -288,6 +296,15 @@ def test_the_limits_of_a_slope_are_those_of_scipys_regression():
     assert ours.intercept == pytest.approx(theirs.intercept, rel=1e-12)
     assert ours.slope.half_width == pytest.approx(scipy.stats.t.ppf(0.95, 7) * theirs.stderr, rel=1e-10)
     assert ours.slope.count == 9
+
+
+def test_the_line_goes_through_the_log_of_the_mean_over_repeats():
+    rng = np.random.default_rng(15)
+    x = np.geomspace(1, 100, 5)
+    repeats = rng.gamma(1.0, size=(7, 5)) / x
+    theirs = scipy.stats.linregress(np.log(x), np.log(repeats.mean(axis=0)))
+    ours = log_log_slope(x, repeats, resamples=200)
+    assert (ours.slope.estimate, ours.intercept) == pytest.approx((theirs.slope, theirs.intercept), rel=1e-12)
 
 
 def test_both_kinds_of_slope_limits_cover_the_true_exponent():

@@ -116,6 +116,7 @@ def build(
     from course_utils.notebooks.build import build as build_lesson
     from course_utils.notebooks.build import collect_claims
     from course_utils.notebooks.execute import NEEDED
+    from course_utils.notebooks.readme import update_readme
     from course_utils.notebooks.processes import require
 
     require((*NEEDED, "jupytext"), "lab")
@@ -144,6 +145,8 @@ def build(
         screen.print(Panel(Text(f"{cell.source}\n\n{cell.traceback or cell.message}"), border_style="red"))
     rows = collect_claims()
     screen.print(f"{len(rows)} claims in data/results/claims.json", highlight=False)
+    if update_readme():
+        screen.print("README.md: tables made anew", highlight=False)
     raise typer.Exit(1 if failed else 0)
 
 

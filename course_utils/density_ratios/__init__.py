@@ -8,7 +8,7 @@ and the estimators differ in f, in the model of r, and in how they are solved.
 
     ulsif      f = (r - 1)**2 / 2                  r = theta . phi        closed form, exact leave-one-out
     rulsif     the same, for the relative ratio: the mixture alpha p + (1 - alpha) q in the place of q
-    kliep      f = r log r - r                     r = theta . phi >= 0   convex, likelihood cross-validation
+    kliep      f = r log r - r                     r = theta . phi >= 0   convex, cross-validated likelihood
     logistic   f = r log r - (1 + r) log(1 + r)    log r = theta . phi    convex, a classifier of p against q
     bregman    any f, either model, any alpha                             Newton, with derivatives by autograd
 
@@ -20,7 +20,7 @@ family, Sugiyama, Suzuki and Kanamori 2012.
 
 How this differs from the papers
 - Leave-one-out leaves out one point, of p or of q, and predicts that point. uLSIF's paper leaves out a pair, one
-  point of each, so that its score depends on how the points are paired and skips some of the larger sample.
+  of each, so that its score depends on how the points are paired and skips some of the larger sample.
 - RuLSIF is selected by the same exact leave-one-out, where its paper cross-validates in folds.
 - KLIEP minimises E_q[r] - E_p[log r] over theta >= 0. Its minimiser has E_q[r] = 1 on the sample (scale r to see
   why), which the paper imposes as a constraint.

@@ -20,12 +20,11 @@ def solve(phi_p: Tensor, phi_q: Tensor, alpha: float, penalty: Tensor, clip: boo
 
 
 def leave_one_out(phi_p: Tensor, phi_q: Tensor, alpha: float, penalty: Tensor, clip: bool) -> Tensor:
-    """mean_p[ alpha r**2 / 2 - r ] + (1 - alpha) mean_q[ r**2 / 2 ] + 1/2, every r from the theta fitted
-    without it.
+    """mean_p[ alpha r**2 / 2 - r ] + (1 - alpha) mean_q[ r**2 / 2 ] + 1/2, each fitted without its point.
 
-    Without point i of p, H + lambda I is A - c phi phi', where c = alpha / (n - 1) and A is the same for every i:
-        (A - c phi phi')**-1 v = A**-1 v + c A**-1 phi (phi' A**-1 v) / (1 - c phi' A**-1 phi)   (Sherman, Morrison)
-    Likewise without point j of q, where c = (1 - alpha) / (m - 1).
+    Without point i of p, H + lambda I is A - c phi phi', with c = alpha / (n - 1) and A the same for all i:
+        (A - c phi phi')**-1 v = A**-1 v + c A**-1 phi (phi' A**-1 v) / (1 - c phi' A**-1 phi)
+    (Sherman and Morrison). Likewise without point j of q, where c = (1 - alpha) / (m - 1).
     """
     n, m = len(phi_p), len(phi_q)
     second_p, second_q, first = _second_moment(phi_p), _second_moment(phi_q), phi_p.mean(dim=0)

@@ -167,7 +167,10 @@ def _compare_numbers(got: Any, want: Any, tolerance: Tolerance, where: str) -> D
     try:
         mine = as_numbers(got)
     except (TypeError, ValueError, RuntimeError, NotImplementedError):
-        return _other_kind(got, want, where)
+        dtype = f" of dtype {_dtype(got)}" * bool(_dtype(got))
+        return Difference(
+            "kind", f"your answer is {in_words(got)}{dtype} that cannot be read as numbers.", where
+        )
     theirs = as_numbers(want)
     single = theirs.ndim == 0 and mine.ndim == 0
     if not single and kind_of(got) != kind_of(want):
@@ -212,12 +215,14 @@ def _shape_text(got: np.ndarray, want: np.ndarray) -> str:
     return text
 
 
+def _dtype(value: Any) -> str:
+    """The dtype of a tensor or array, such as "float64"; '' for a Python number."""
+    return str(value.dtype).removeprefix("torch.") if hasattr(value, "dtype") else ""
+
+
 def _dtype_problem(got: Any, want: Any) -> str:
     """A sentence if a tensor or array of reduced precision came back where float64 is wanted, else ''."""
-    names = [
-        str(value.dtype).removeprefix("torch.") if hasattr(value, "dtype") else "" for value in (got, want)
-    ]
-    have, need = names
+    have, need = _dtype(got), _dtype(want)
     if need != "float64" or have in ("", "float64"):
         return ""
     if have.startswith(("int", "uint")):

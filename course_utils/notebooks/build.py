@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from course_utils.notebooks.execute import CellEvent, RunResult
 
 WIDGET_MIME = "application/vnd.jupyter.widget-view+json"
+FIGURE_TAG = "figure"
 KEPT_CELL_METADATA = ("tags", "exercise", "part", "jupyter", "cellView", "tolerance")
 
 
@@ -52,6 +53,9 @@ def assemble(lesson: Lesson, version: str = "reading", measured: dict[str, float
     for index, cell in enumerate(notebook.cells):
         cell.id = f"cell-{index + 1:02d}"
         cell.metadata = type(cell.metadata)({key: cell.metadata[key] for key in KEPT_CELL_METADATA if key in cell.metadata})
+        if FIGURE_TAG in cell.metadata.get("tags", []):  # the picture matters here, not the code that draws it
+            cell.metadata["tags"] = [*cell.metadata["tags"], "hide-input"]
+            cell.metadata["jupyter"] = {"source_hidden": True}
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     notebook.metadata = type(notebook.metadata)(
         kernelspec={"display_name": "Python 3", "language": "python", "name": "python3"},

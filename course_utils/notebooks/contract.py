@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from nbformat import NotebookNode
 
 MAX_CODE_LINES = 25
+MAX_CODE_COLUMNS = 105
 MEDIAN_CODE_LINES = 8
 MAX_MARKDOWN_WORDS = 120
 MAX_CELLS = 60
@@ -145,6 +146,9 @@ def _sizes(lesson: Lesson, notebook: NotebookNode, note: Any) -> None:
             lengths.append(code_lines(cell.source))
             if lengths[-1] > MAX_CODE_LINES:
                 note(index, f"{lengths[-1]} lines of code; the limit is {MAX_CODE_LINES}.", "Move it to course_utils and show it.")
+            widest = max((len(line) for line in cell.source.splitlines()), default=0)
+            if widest > MAX_CODE_COLUMNS:
+                note(index, f"a line of {widest} characters runs off the page; the limit is {MAX_CODE_COLUMNS}.", "Break the line.")
     if lengths and statistics.median(lengths) > MEDIAN_CODE_LINES:
         note(None, f"the median code cell has {statistics.median(lengths):g} lines, over {MEDIAN_CODE_LINES}.", "Shorten the cells.")
     if len(notebook.cells) > MAX_CELLS:

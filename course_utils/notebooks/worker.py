@@ -129,6 +129,7 @@ class Run:
 
     def __init__(self, channel: Channel) -> None:
         self.channel = channel
+        self.client: Any = None  # nbclient's
         self.manager: Any = None  # jupyter_client's kernel manager
         self.notebook: Any = None
         self.memory: Memory | None = None
@@ -144,6 +145,7 @@ class Run:
             for index, cell in enumerate(notebook.cells)
             if cell.cell_type == "code" and cell.source.strip()
         ]
+        look_after_sending(self.client.kc.shell_channel)
         pid = self.manager.provisioner.pid
         self.process = self.manager.provisioner.process
         self.memory = Memory(pid, self.channel)
@@ -227,7 +229,7 @@ class Run:
                     on_cell_execute=run.on_cell_execute,
                     on_cell_executed=run.on_cell_executed,
                 )
-                run.manager = client.create_kernel_manager()
+                run.client, run.manager = client, client.create_kernel_manager()
                 client.owns_km = True
                 try:
                     client.execute()
@@ -285,6 +287,23 @@ def execute(request: dict[str, Any], channel: Channel) -> dict[str, Any]:
         "cells": run.finished,
         "failed": failed,
     }
+
+
+def look_after_sending(channel: Any) -> None:
+    """Look for answers each time something has been sent to the kernel.
+
+    nbclient answers a widget while it waits for the kernel. The sending can swallow the signal that the
+    kernel's own answer has come, and without this a lesson with a slider waits for ever, now and then.
+    """
+    import zmq
+
+    send = channel.send
+
+    def send_and_look(message: Any) -> None:
+        send(message)
+        channel.socket.get(zmq.EVENTS)
+
+    channel.send = send_and_look
 
 
 def why_dead(code: int | None) -> str:

@@ -193,7 +193,7 @@ _ENTRIES = [
         needs_reference=False,
         loss=reference_free.simpo,
         equation=r"-\log\sigma(\tfrac{\beta}{|y_w|}\log\pi_\theta(y_w)-\tfrac{\beta}{|y_l|}\log\pi_\theta(y_l)-\gamma)",
-        assumes="Bradley–Terry with the mean token log-probability as reward; only early stopping anchors it.",
+        assumes="Bradley–Terry with the mean token log-probability as reward; early stopping anchors it.",
         target="exp(r/beta), normalised, at gamma = 0 and length one; gamma > 0 overstates preferences.",
     ),
     Objective(

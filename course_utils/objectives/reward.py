@@ -57,20 +57,29 @@ def bt(
 def gpm_score(embedding_1: Tensor, embedding_2: Tensor) -> Tensor:
     r"""Skew-symmetric preference score s(1 over 2) = <R v_1, v_2> of embeddings [..., 2k].
 
-    R is block-diagonal with k blocks ((0, -1), (1, 0)): each block turns a plane by a quarter, so s(1, 2)
-    = -s(2, 1) exactly.
+    R is block-diagonal with k blocks ((0, -1), (1, 0)): each block turns a plane by a quarter, so
+    s(1, 2) = -s(2, 1) exactly.
     """
-    check.check_tensors("gpm", embedding_1=embedding_1, embedding_2=embedding_2)
-    if embedding_1.dim() == 0 or embedding_1.shape[-1] % 2 != 0:
+    _check_embeddings("gpm_score", embedding_1=embedding_1, embedding_2=embedding_2)
+    return _score(embedding_1, embedding_2)
+
+
+def _check_embeddings(where: str, **embeddings: Tensor) -> None:
+    check.check_tensors(where, **embeddings)
+    shape = tuple(next(iter(embeddings.values())).shape)
+    if not shape or shape[-1] % 2 != 0:
         raise CourseError(
             "odd-embedding",
-            f"the embeddings have shape {tuple(embedding_1.shape)}; their last dimension must be even.",
-            where="gpm",
+            f"the embeddings have shape {shape}; their last dimension must be even.",
+            where=where,
             remedy="give the reward head 2k outputs: 2 for one cycle, 4 or more when cycles are stacked.",
         )
-    first, second = embedding_1.unflatten(-1, (-1, 2)), embedding_2.unflatten(-1, (-1, 2))
-    # <R v, w> block by block: v_0 w_1 - v_1 w_0, the area between the two, so exchanging them changes the sign
-    return (first[..., 0] * second[..., 1] - first[..., 1] * second[..., 0]).sum(-1)
+
+
+def _score(embedding_1: Tensor, embedding_2: Tensor) -> Tensor:
+    v, w = embedding_1.unflatten(-1, (-1, 2)), embedding_2.unflatten(-1, (-1, 2))
+    # <R v, w>, block by block: the area between v and w, so exchanging them changes its sign and nothing else
+    return (v[..., 0] * w[..., 1] - v[..., 1] * w[..., 0]).sum(-1)
 
 
 def gpm(embedding_chosen: Tensor, embedding_rejected: Tensor, tau: float = 0.1) -> Tensor:
@@ -98,4 +107,5 @@ def gpm(embedding_chosen: Tensor, embedding_rejected: Tensor, tau: float = 0.1) 
     Assumes: nothing about transitivity, only P(a over b) = 1 - P(b over a).
     """
     check.check_positive("gpm", tau=tau)
-    return softplus(-gpm_score(embedding_chosen, embedding_rejected) / tau)
+    _check_embeddings("gpm", embedding_chosen=embedding_chosen, embedding_rejected=embedding_rejected)
+    return softplus(-_score(embedding_chosen, embedding_rejected) / tau)

@@ -85,7 +85,8 @@ class FiniteWorld:
         """A world whose reference is the mixture t p+ + (1 - t) p-, and whose thumbs come from p+ and p-.
 
         Its judge answers the question that such data pose: one of two responses came from p+ and the other
-        from p-; which is which? That judge is Bradley–Terry with reward log(p+ / p-).
+        from p-; which is which? That judge is Bradley–Terry with reward log(p+ / p-). A pair drawn from this
+        world is two responses of the reference put before it.
         """
         preferred, rejected = checked_rows(preferred, "preferred"), checked_rows(rejected, "rejected")
         if preferred.shape != rejected.shape:
@@ -179,7 +180,7 @@ class FiniteWorld:
     # -------------------- measuring
 
     def probabilities(self, policy: Any = None) -> Tensor:
-        """A policy as a constant table [X, Y]: a table, or an object with `.probabilities()`; None is p_ref."""
+        """A policy as a constant table [X, Y]: from a table or an object with `.probabilities()`."""
         return self.reference if policy is None else as_probabilities(policy, self.shape).detach()
 
     def required_reward(self) -> Tensor:

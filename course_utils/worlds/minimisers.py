@@ -1,9 +1,8 @@
-"""Minimisers of population losses: the best table, by Newton's method, and the best policy of a smaller
-family, by L-BFGS.
+"""Minimisers of population losses: the best table, and the best policy of a smaller family.
 
-A table has its own logits for each prompt, so the Hessian is one small matrix per prompt. Newton steps use
-the absolute values of its eigenvalues (a step along negative curvature goes downhill too) and are halved
-until the loss falls.
+The table is found by Newton's method, other policies by L-BFGS. A table has its own logits for each prompt,
+so its Hessian is one small matrix per prompt. Steps use the absolute values of its eigenvalues (a step along
+negative curvature goes downhill too) and are halved until the loss falls.
 """
 
 from __future__ import annotations
@@ -29,8 +28,7 @@ FLAT = 1e-12
 def population_minimiser(
     world: FiniteWorld, objective: Any, *, start: Any = None, tolerance: float = 1e-10, **settings: Any
 ) -> Tensor:
-    """The table of probabilities [X, Y] at which the expected loss is least, to a gradient of at most
-    `tolerance`.
+    """The table of probabilities [X, Y] at which the expected loss is least, to a gradient below `tolerance`.
 
     Newton's method in the logits of each prompt, from the reference (or `start`). Where a loss has several
     minima it finds one near the start; where it has none, as for DPO with labels that are never wrong, it
@@ -38,8 +36,7 @@ def population_minimiser(
     """
     parameters = inspect.signature(resolved(objective).loss).parameters
     if "past_wall" in parameters:
-        # A line search must be able to look beyond DDRO's wall, see that the loss is infinite there, and step
-        # back.
+        # A line search must be able to look beyond DDRO's wall, see an infinite loss there, and step back.
         settings.setdefault("past_wall", "inf")
     losses = expectation(world, objective, **settings)
     log_start = (world.reference if start is None else as_probabilities(start, world.shape)).log()
@@ -55,7 +52,7 @@ def fit_policy(
     max_steps: int = 2000,
     **settings: Any,
 ) -> float:
-    """Train a policy with shared or few parameters to a minimum of the expected loss, in place; returns that
+    """Train a policy with shared or few parameters to a minimum of the expected loss, in place; returns the
     loss.
 
     L-BFGS from where the policy is. A policy that cannot represent the table of `population_minimiser` ends
@@ -82,6 +79,7 @@ def fit_policy(
     optimiser.step(closure)
     loss = closure()
     steepest = max(parameter.grad.abs().max().item() for parameter in parameters)
+    optimiser.zero_grad()
     if not steepest <= 100 * tolerance:
         raise CourseError(
             "no-finite-minimum",

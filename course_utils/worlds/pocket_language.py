@@ -46,7 +46,7 @@ BASE = Recipe(
     correct=(0.35, 0.15, 0.50),
     sentiment=(0.20, 0.55, 0.25),
     hedged=0.30,
-    flattery=(0.05, 0.25, 0.50),
+    flattery=(0.03, 0.20, 0.55),
     more_flattery=0.30,
     details=(
         (0.50, 0.25, 0.15, 0.07, 0.03),
@@ -62,7 +62,7 @@ SFT = Recipe(
     correct=(0.25, 0.12, 0.63),
     sentiment=(0.15, 0.60, 0.25),
     hedged=0.25,
-    flattery=(0.05, 0.20, 0.40),
+    flattery=(0.03, 0.15, 0.45),
     more_flattery=0.25,
     details=(
         (0.45, 0.28, 0.17, 0.07, 0.03),

@@ -1,21 +1,22 @@
-"""Population losses: the exact expectation of an objective in a finite world, and the policy that minimises
-it.
+"""Population losses: the exact expectation of an objective in a finite world.
 
 An objective returns one loss per example. Here the examples are not sampled: every possible one is listed
 with its probability, and the losses are summed with these weights. What a loss is fed is read off the names
 of its parameters:
 
-policy_*, policy     log-probabilities of the policy        ref_*, ref, prior    log-probabilities of the
-reference reward_*, reward     rewards of the world                   proposal             log-probabilities
-of the proposal len_*                lengths (one token a response)         preferred            which class
-the response is in
+    policy, policy_*     log-probabilities of the policy
+    ref, ref_*, prior    log-probabilities of the reference
+    proposal             log-probabilities of where the responses come from
+    reward, reward_*     rewards of the world
+    len_*                lengths: every response is one token long
+    preferred            whether the response was preferred
 
 with `chosen` and `rejected` for a judged pair, `1` and `2` for a pair that nobody judged. An objective that
 has rewards and no policy, such as Bradley–Terry, scores the table itself: its rewards are `log_policy`.
 
 The examples depend on the kind of feedback. Pairs: two independent responses of the proposal and the judge's
 label. Unpaired: p+ and p-, class by class. Group: all tuples of K responses of the proposal. Chosen only: p+.
-On-policy: the policy's own responses.
+On-policy: the policy's own responses. `minimisers` finds where these losses are least.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import torch
 from torch import Tensor
 
 from course_utils.errors import CourseError
+from course_utils.feedback import require_both_classes
 from course_utils.worlds.tables import as_log_probabilities
 
 if TYPE_CHECKING:
@@ -80,14 +82,14 @@ def expectation(
     kind = objective.feedback
     weighted_classes = (1.0, 1.0)
     if kind in ("unpaired", "chosen only"):
-        data = world if proposal is None and opponent is None else None
-        chosen = preferred if preferred is not None else world.preferred_distribution(proposal, opponent)
-        others = rejected if rejected is not None else world.rejected_distribution(proposal, opponent)
-        chosen, others = world.probabilities(chosen), world.probabilities(others)
+        require_both_classes(preferred, rejected, "population_loss(preferred=..., rejected=...)")
+        own_data = proposal is None and opponent is None and preferred is None
+        if preferred is None:
+            preferred = world.preferred_distribution(proposal, opponent)
+            rejected = world.rejected_distribution(proposal, opponent)
+        chosen, others = world.probabilities(preferred), world.probabilities(rejected)
         if fraction is None:
-            fraction = (
-                data.preferred_fraction if data is not None and data.preferred_fraction is not None else 0.5
-            )
+            fraction = (own_data and world.preferred_fraction) or 0.5
         weighted_classes = _class_weights(reduction or _reduction(objective), fraction)
     if kind == "unpaired":
         examples = _single([chosen * weighted_classes[0], others * weighted_classes[1]])
@@ -114,9 +116,7 @@ def expectation(
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """Every possible example: its prompt [N], its responses by slot ([N], or [N, K] for a group), class
-    and probability.
-    """
+    """Every possible example: prompt [N], responses by slot ([N] or [N, K]), probability, class."""
 
     prompt: Tensor
     responses: dict[str, Tensor]
@@ -126,9 +126,7 @@ class Examples:
 
 @dataclass(frozen=True, eq=False)
 class Expectation:
-    """An objective with all its examples: call it with log_policy [X, Y] for the expected loss of each
-    prompt, [X].
-    """
+    """An objective with all its examples: called with log_policy [X, Y], the expected loss per prompt [X]."""
 
     objective: Any
     settings: dict[str, Any]
@@ -142,8 +140,7 @@ class Expectation:
         losses = self.objective.loss(**inputs, **self.settings)
         weight = examples.weight
         if self.on_policy:
-            # The gradient of a score-function surrogate is right when the samples' own distribution is held
-            # fixed.
+            # A score-function surrogate has the right gradient when the sampling distribution is held fixed.
             weight = weight * log_policy.detach().exp()[examples.prompt, examples.responses[""]]
         return torch.zeros(len(log_policy), dtype=losses.dtype).index_add(0, examples.prompt, losses * weight)
 

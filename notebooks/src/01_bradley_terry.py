@@ -33,18 +33,20 @@
 # %%
 try:
     import course_utils
-except ImportError:  # on Colab: this package alone; what is installed there stays as it is
-    # %pip install --quiet --no-deps "git+https://github.com/{{repository}}@{{branch}}"
-    pass
+except ImportError:  # on Colab: install this package alone, and change nothing else there
+    package = "git+https://github.com/{{repository}}@{{branch}}"
+    get_ipython().run_line_magic("pip", f"install --quiet --no-deps {package}")
 import math
 
 import torch
+from torch import Tensor
 
 from course_utils import bradley_terry, ledger, objectives, plots, preferences, statistics
 from course_utils.labs.checks import check
 from course_utils.ledger import claim
 
-answers = ["Go to bed.", "Drink warm milk.", "Avoid screens.", "Keep a rhythm.", "Cool, dark room.", "All of these."]
+answers = ["Go to bed.", "Drink warm milk.", "Avoid screens.", "Keep a rhythm.",
+           "Cool, dark room.", "All of these."]
 truth = torch.tensor([-1.5, -0.7, -0.1, 0.4, 0.8, 1.1], dtype=torch.float64)
 
 # %% [markdown]
@@ -61,28 +63,37 @@ def compare(judge, n, seed):
     return torch.where(wins, first, second), torch.where(wins, second, first)
 
 
-judge, cycle = preferences.bradley_terry(truth), preferences.cyclic(3, strength=0.9)
-found = bradley_terry.fit(bradley_terry.count_wins(*compare(judge, 600, seed=1), 6))
-loops = bradley_terry.fit(bradley_terry.count_wins(*compare(cycle, 600, seed=2), 3))
+def count(judge, n, seed):
+    """The table of wins of n comparisons."""
+    return bradley_terry.count_wins(*compare(judge, n, seed), len(judge))
 
-# %%
+
+judge, cycle = preferences.bradley_terry(truth), preferences.cyclic(3, strength=0.9)
+found = bradley_terry.fit(count(judge, 600, seed=1))
+loops = bradley_terry.fit(count(cycle, 600, seed=2))
+
+# %% tags=["figure"]
 drawn, (left, right) = plots.figure(2, width=4.9)
-blue, error = plots.look("bt").color, 1.96 * found.standard_errors
-left.errorbar(found.scores, range(6), xerr=error, fmt="o", color=blue, capsize=3)
+blue, orange = plots.look("bt").color, plots.PALETTE["orange"]
+half = 1.96 * found.standard_errors
+left.errorbar(found.scores, range(6), xerr=half, fmt="o", color=blue, capsize=3)
 left.plot(truth, range(6), "|", color=plots.INK, markersize=18, markeredgewidth=2)
-left.set(yticks=range(6), yticklabels=answers, xlabel="score (natural-log units)", title="600 comparisons give the scores back")
+left.set(yticks=range(6), yticklabels=answers, xlabel="score (natural-log units)")
+left.set_title("600 comparisons give the scores back")
 plots.label(left, truth[0], 0.45, "| the truth", xytext=(-4, 4))
 plots.label(left, found.scores[2], 1.55, "fitted, 95 % interval", blue, xytext=(-10, 4))
 pairs = [(0, 1), (1, 2), (2, 0)]
-expected = [float(torch.sigmoid(loops.scores[a] - loops.scores[b])) for a, b in pairs]
-right.bar(range(3), [float(cycle[a, b]) for a, b in pairs], color=plots.PALETTE["orange"], width=0.5)
-right.plot(range(3), expected, **plots.look("bt").line(linestyle="", marker="D"))
-right.set(xticks=range(3), xticklabels=["rock over\nscissors", "scissors over\npaper", "paper over\nrock"], ylim=(0, 1.08))
-right.set(ylabel="probability", title="… and nothing about a cycle")
-plots.label(right, 2, expected[2], "fitted", blue, xytext=(18, 0))
-plots.label(right, 2, 0.9, "the judge", plots.PALETTE["orange"], xytext=(-24, 9))
-plots.show(drawn, alt="Left: fitted scores of six answers with 95 % intervals, close to the true scores. Right: the "
-           "cyclic judge prefers each of three answers to the next with probability 0.9, while the fitted model says about one half everywhere.")
+predicted = [float(torch.sigmoid(loops.scores[a] - loops.scores[b])) for a, b in pairs]
+right.bar(range(3), [float(cycle[a, b]) for a, b in pairs], color=orange, width=0.6)
+right.plot(range(3), predicted, "D", color="white", markeredgecolor=blue, markeredgewidth=3)
+names = ["rock over\nscissors", "scissors over\npaper", "paper over\nrock"]
+right.set(xticks=range(3), xticklabels=names)
+right.set(ylim=(0, 1.08), ylabel="probability", title="… and nothing about a cycle")
+plots.label(right, 0, predicted[0], "fitted", "white", xytext=(-15, -15))
+plots.label(right, 2, 0.9, "the judge", orange, xytext=(-24, 9))
+plots.show(drawn, alt="""Left: fitted scores of six answers with 95 % intervals, near the true scores.
+    Right: the cyclic judge prefers each of three answers to the next with probability 0.9, while the
+    fitted model says about one half everywhere.""")
 
 # %% [markdown]
 # Left, 600 comparisons recover six scores, with honest intervals. Right, the same method meets a judge who plays rock, paper, scissors. It converges without a
@@ -100,7 +111,7 @@ plots.show(drawn, alt="Left: fitted scores of six answers with 95 % intervals, c
 
 # %%
 three_in_four = torch.logit(torch.tensor(0.75, dtype=torch.float64))
-print(f"a beats c in {float(torch.sigmoid(2 * three_in_four)):.3f} of the comparisons: odds of 3 x 3 = 9 to 1")
+print(f"a beats c: probability {float(torch.sigmoid(2 * three_in_four)):.3f}, odds of 3 x 3 = 9 to 1")
 
 # %% [markdown]
 # Comparisons are independent, so the probability of all of them is a product, and its logarithm a sum over comparisons $i$ of winner $w_i$ and loser $l_i$:
@@ -114,7 +125,7 @@ print(f"a beats c in {float(torch.sigmoid(2 * three_in_four)):.3f} of the compar
 # Write $\ell(s)$. `winners` and `losers` are lists of indices into `scores`.
 
 # %% exercise="01.1" part="stub"
-def log_likelihood(scores: torch.Tensor, winners: torch.Tensor, losers: torch.Tensor) -> torch.Tensor:
+def log_likelihood(scores: Tensor, winners: Tensor, losers: Tensor) -> Tensor:
     """The log-likelihood of the comparisons: one number."""
     raise NotImplementedError
 
@@ -128,7 +139,7 @@ check("01.1", log_likelihood)
 # 3. `torch.nn.functional.logsigmoid` stays exact where `log(sigmoid(x))` underflows.
 
 # %% exercise="01.1" part="solution"
-def log_likelihood(scores: torch.Tensor, winners: torch.Tensor, losers: torch.Tensor) -> torch.Tensor:
+def log_likelihood(scores: Tensor, winners: Tensor, losers: Tensor) -> Tensor:
     return torch.nn.functional.logsigmoid(scores[winners] - scores[losers]).sum()
 
 
@@ -140,30 +151,34 @@ check("01.1", log_likelihood)
 # **First by hand.** Three answers, 90 comparisons; the score of *A* is held at zero. Each contour is a level of $\ell$. Move the sliders until the three
 # predicted fractions on the right meet the observed ones. Notice that you climb the same hill whichever panel you look at.
 
-# %% tags=["nbval-ignore-output"]
+# %%
 wins = torch.tensor([[0.0, 9, 5], [21, 0, 12], [25, 18, 0]], dtype=torch.float64)
-grid = torch.linspace(-1, 3, 81, dtype=torch.float64)
-hill = torch.tensor([[bradley_terry.log_likelihood(torch.stack([0 * b, b, c]), wins) for b in grid] for c in grid])
+fractions = wins / (wins + wins.T)
+grid = torch.linspace(-1, 3, 61, dtype=torch.float64)
+hill = torch.tensor([[bradley_terry.log_likelihood(torch.stack([0 * b, b, c]), wins) for b in grid]
+                     for c in grid])
 
-
+# %% tags=["figure", "nbval-ignore-output"]
 def by_hand(B, C):
     drawn, (left, right) = plots.figure(2)
-    left.contour(grid, grid, hill, levels=hill.max().item() - torch.tensor([16.0, 8, 4, 2, 0.5]), colors=plots.GREY)
-    left.plot(B, C, "o", color=plots.PALETTE["orange"])
-    height = bradley_terry.log_likelihood(torch.tensor([0, B, C], dtype=torch.float64), wins)
-    left.set(xlabel="score of B", ylabel="score of C", title=f"{hill.max() - height:.2f} nats below the top")
-    scores = {"A": 0, "B": B, "C": C}
-    for row, (one, other) in enumerate([("B", "A"), ("C", "A"), ("C", "B")]):
-        a, b = ord(one) - 65, ord(other) - 65
-        right.plot(wins[a, b] / (wins[a, b] + wins[b, a]), row, "|", color=plots.INK, markersize=20, markeredgewidth=2)
-        right.plot(1 / (1 + 2.718281828 ** (scores[other] - scores[one])), row, "o", color=plots.PALETTE["orange"])
-    right.set(xlim=(0, 1), yticks=range(3), yticklabels=["B over A", "C over A", "C over B"], ylim=(-0.6, 2.6))
-    right.set(xlabel="fraction of wins:  |  observed,  dot predicted", title="what the scores predict")
+    scores = torch.tensor([0, B, C], dtype=torch.float64)
+    below = hill.max() - bradley_terry.log_likelihood(scores, wins)
+    levels = hill.max().item() - torch.tensor([16.0, 8, 4, 2, 0.5])
+    left.contour(grid, grid, hill, levels=levels, colors=plots.GREY, linestyles="-")
+    left.plot(B, C, "o", color=orange)
+    left.set(xlabel="score of B", ylabel="score of C", title=f"{below:.2f} nats below the top")
+    for row, (a, b) in enumerate([(1, 0), (2, 0), (2, 1)]):
+        right.plot(fractions[a, b], row, "|", color=plots.INK, markersize=20, markeredgewidth=2)
+        right.plot(torch.sigmoid(scores[a] - scores[b]), row, "o", color=orange)
+    right.set(xlim=(0, 1), yticks=range(3), yticklabels=["B over A", "C over A", "C over B"])
+    right.set(ylim=(-0.6, 2.6), xlabel="fraction of wins:   | observed,   dot predicted")
+    right.set_title("what the scores predict")
     return drawn
 
 
-plots.slider(by_hand, B=(-1, 3, 0.0), C=(-1, 3, 0.0), alt="Left: contours of the log-likelihood over the scores of B and C with a dot at (0, 0), "
-             "far below the top near (1.0, 1.5). Right: with equal scores all predicted fractions are one half; the observed ones are 0.70, 0.83 and 0.60.")
+plots.slider(by_hand, B=(-1, 3, 0.0), C=(-1, 3, 0.0), alt="""Left: contours of the log-likelihood over
+    the scores of B and C with a dot at (0, 0), far below the top near (1.0, 1.5). Right: with equal
+    scores all predicted fractions are one half; the observed ones are 0.70, 0.83 and 0.60.""")
 
 # %% [markdown]
 # **Then with calculus.** Write $n_{ab}$ for how often $a$ met $b$. Differentiating $\ell$ once and twice gives
@@ -178,7 +193,7 @@ plots.slider(by_hand, B=(-1, 3, 0.0), C=(-1, 3, 0.0), alt="Left: contours of the
 # Return the gradient of $\ell$ with respect to every score: each comparison pushes its winner up and its loser down, by the model's surprise.
 
 # %% exercise="01.2" part="stub"
-def gradient(scores: torch.Tensor, winners: torch.Tensor, losers: torch.Tensor) -> torch.Tensor:
+def gradient(scores: Tensor, winners: Tensor, losers: Tensor) -> Tensor:
     """d log-likelihood / d scores, one number per answer."""
     raise NotImplementedError
 
@@ -192,9 +207,10 @@ check("01.2", gradient)
 # 3. An answer may occur many times: `index_add_` accumulates, `x[i] += v` does not.
 
 # %% exercise="01.2" part="solution"
-def gradient(scores: torch.Tensor, winners: torch.Tensor, losers: torch.Tensor) -> torch.Tensor:
+def gradient(scores: Tensor, winners: Tensor, losers: Tensor) -> Tensor:
     surprise = 1 - torch.sigmoid(scores[winners] - scores[losers])
-    return torch.zeros_like(scores).index_add_(0, winners, surprise).index_add_(0, losers, -surprise)
+    up = torch.zeros_like(scores).index_add_(0, winners, surprise)
+    return up.index_add_(0, losers, -surprise)
 
 
 check("01.2", gradient)
@@ -202,14 +218,17 @@ check("01.2", gradient)
 # %%
 scores = torch.zeros(3, dtype=torch.float64)
 for step in range(4):
-    print(f"step {step}: scores {[round(s, 4) + 0.0 for s in scores.tolist()]}, {float(bradley_terry.log_likelihood(scores, wins)):.6f}")
+    height = float(bradley_terry.log_likelihood(scores, wins))
+    print(f"step {step}: scores", [round(s, 4) + 0.0 for s in scores.tolist()], f"{height:.6f}")
     curvature = bradley_terry.hessian(scores, wins)
     scores = scores + torch.linalg.pinv(curvature) @ bradley_terry.gradient(scores, wins)
 
 chosen, rejected = compare(judge, 600, seed=1)
-table = bradley_terry.log_likelihood(truth, bradley_terry.count_wins(chosen, rejected, 6))
-claim("01.same_loss", "this course", "objectives.bt, summed over comparisons, is minus the log-likelihood (sum of both)",
-      expected=0, measured=float(objectives.bt(truth[chosen], truth[rejected]).sum() + table), tolerance=1e-9)
+by_table = bradley_terry.log_likelihood(truth, count(judge, 600, seed=1))
+claim("01.same_loss", "this course",
+      "objectives.bt, summed over comparisons, is minus the log-likelihood (sum of both)",
+      expected=0, measured=float(objectives.bt(truth[chosen], truth[rejected]).sum() + by_table),
+      tolerance=1e-9)
 
 # %% [markdown]
 # Newton's method jumps to the top of the parabola that touches the hill where you stand; four steps suffice. `bradley_terry.fit` is these lines
@@ -219,8 +238,9 @@ claim("01.same_loss", "this course", "objectives.bt, summed over comparisons, is
 
 # %%
 level = torch.linalg.eigvalsh(bradley_terry.hessian(truth, judge / 15))
-print("eigenvalues of the Hessian, per comparison:", [round(value, 4) + 0.0 for value in level.tolist()])
-claim("01.shift", "this course", "the Hessian is flat along a common shift of all scores", expected=0, measured=float(level[0]), tolerance=1e-10)
+print("eigenvalues, per comparison:", [round(value, 4) + 0.0 for value in level.tolist()])
+claim("01.shift", "this course", "the Hessian is flat along a common shift of all scores",
+      expected=0, measured=float(level[0]), tolerance=1e-10)
 try:
     bradley_terry.fit(torch.tensor([[0, 5, 5], [0, 0, 3], [0, 2, 0]]))
 except ValueError as error:
@@ -237,13 +257,15 @@ except ValueError as error:
 
 # %%
 exact = bradley_terry.fit(judge).scores
-claim("01.recover", "Bradley & Terry (1952)", "from the judge's exact probabilities, maximum likelihood returns the true scores (largest error)",
+claim("01.recover", "Bradley & Terry (1952)",
+      "from the judge's exact probabilities the fit returns the true scores (largest error)",
       expected=0, measured=float((exact - truth).abs().max()), tolerance=1e-10)
-repeats = [bradley_terry.fit(bradley_terry.count_wins(*compare(judge, 600, seed), 6)) for seed in statistics.seeds(7, 400)]
-scores, errors = torch.stack([fit.scores for fit in repeats]), torch.stack([fit.standard_errors for fit in repeats])
-inside = (scores - truth).abs() < 1.96 * errors
+repeats = [bradley_terry.fit(count(judge, 600, seed)) for seed in statistics.seeds(7, 400)]
+scores = torch.stack([fit.scores for fit in repeats])
+inside = (scores - truth).abs() < 1.96 * torch.stack([fit.standard_errors for fit in repeats])
 interval = statistics.bootstrap_interval(inside.double().mean(1).numpy(), seed=0)
-claim("01.coverage", "asymptotic theory of maximum likelihood", "95 % intervals from the Hessian hold the true score (400 repeats of 600 comparisons)",
+claim("01.coverage", "asymptotic theory of maximum likelihood",
+      "95 % intervals from the Hessian hold the true score (400 repeats of 600 comparisons)",
       expected=0.95, measured=interval.estimate, interval=interval, tolerance=0.01)
 
 # %% [markdown] exercise="01.3" part="task" stars=2 minutes=10
@@ -251,7 +273,7 @@ claim("01.coverage", "asymptotic theory of maximum likelihood", "95 % intervals 
 # From the Hessian of the negative log-likelihood, return the standard error of every score, for scores that sum to zero.
 
 # %% exercise="01.3" part="stub"
-def standard_errors(hessian: torch.Tensor) -> torch.Tensor:
+def standard_errors(hessian: Tensor) -> Tensor:
     """The standard error of every score."""
     raise NotImplementedError
 
@@ -265,7 +287,7 @@ check("01.3", standard_errors)
 # 3. A standard error is the square root of a variance, and variances stand on the diagonal.
 
 # %% exercise="01.3" part="solution"
-def standard_errors(hessian: torch.Tensor) -> torch.Tensor:
+def standard_errors(hessian: Tensor) -> Tensor:
     return torch.linalg.pinv(hessian, hermitian=True).diagonal().sqrt()
 
 
@@ -277,17 +299,19 @@ check("01.3", standard_errors)
 
 # %%
 def calibration_error(judge, n, fresh=40_000):
-    """How far the model fitted to n comparisons is from what happens in fresh ones, asked in random order."""
-    scores = bradley_terry.fit(bradley_terry.count_wins(*compare(judge, n, seed=5), len(judge))).scores
-    first, second = compare(torch.full_like(judge, 0.5), fresh, seed=3)
-    happened = torch.rand(fresh, generator=torch.Generator().manual_seed(4), dtype=torch.float64) < judge[first, second]
-    return statistics.expected_calibration_error(torch.sigmoid(scores[first] - scores[second]), happened)
+    """How far a model fitted to n comparisons is from what happens in fresh ones."""
+    scores = bradley_terry.fit(count(judge, n, seed=5)).scores
+    first, second = compare(torch.full_like(judge, 0.5), fresh, seed=3)  # asked in random order
+    draw = torch.rand(fresh, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    said, happened = torch.sigmoid(scores[first] - scores[second]), draw < judge[first, second]
+    return statistics.expected_calibration_error(said, happened)
 
 
 for n in (600, 6_000, 60_000):
     print(f"fitted to {n:6,} comparisons: calibration error {calibration_error(judge, n):.3f}")
 print(f"chance alone gives about {0.31 * (10 / 40_000) ** 0.5:.3f}")
-claim("01.calibration", "this course", "fitted to 60,000 comparisons, the model's calibration error on fresh ones",
+claim("01.calibration", "this course",
+      "fitted to 60,000 comparisons, the model's calibration error on fresh ones",
       expected=0.01, relation="at most", measured=calibration_error(judge, 60_000), tolerance=0)
 
 # %% [markdown]
@@ -302,7 +326,8 @@ def coin_gap(p):
     return math.log(2) + p * math.log(p) + (1 - p) * math.log(1 - p)
 
 
-claim("01.cycle", "this course", "likelihood gap of a 0.9 cycle: log 2 minus the entropy of a 0.9 coin (nats per comparison)",
+claim("01.cycle", "this course",
+      "likelihood gap of a 0.9 cycle: log 2 minus the entropy of a 0.9 coin (nats)",
       expected=coin_gap(0.9), measured=bradley_terry.likelihood_gap(cycle), tolerance=1e-6)
 
 # %% [markdown]
@@ -311,13 +336,15 @@ claim("01.cycle", "this course", "likelihood gap of a 0.9 cycle: log 2 minus the
 
 # %%
 def twice_the_gap(judge, seed, n=600):
-    return 2 * n * bradley_terry.likelihood_gap(bradley_terry.count_wins(*compare(judge, n, seed), 3))
+    return 2 * n * bradley_terry.likelihood_gap(count(judge, n, seed))
 
 
 honest = preferences.bradley_terry(torch.tensor([-1.0, 0.0, 1.0]))
 usual = statistics.mean_interval([twice_the_gap(honest, seed) for seed in statistics.seeds(11, 400)])
-print(f"the cyclic judge: {twice_the_gap(cycle, seed=2):.0f}; an honest judge exceeds 10.8 in one experiment of 1,000")
-claim("01.wilks", "Wilks (1938)", "for a Bradley–Terry judge, twice the gap averages the number of extra parameters (400 repeats)",
+print(f"the cyclic judge: {twice_the_gap(cycle, seed=2):.0f}")
+print("an honest judge exceeds 10.8 in one experiment of 1,000")
+claim("01.wilks", "Wilks (1938)",
+      "for a Bradley–Terry judge, twice the gap averages the number of extra parameters (400 repeats)",
       expected=1, measured=usual.estimate, interval=usual)
 
 # %% [markdown]
@@ -328,28 +355,29 @@ claim("01.wilks", "Wilks (1938)", "for a Bradley–Terry judge, twice the gap av
 ranking = torch.tensor([2.0, 0.0, -2.0], dtype=torch.float64)
 groups = [preferences.bradley_terry(ranking.roll(shift)) for shift in range(3)]
 crowd = preferences.mixture_of_judges(groups, [1 / 3] * 3)
-print("the crowd prefers A to B, B to C, C to A with probability", [round(float(crowd[a, b]), 4) for a, b in pairs])
-print("fitted scores:", [round(score, 4) + 0.0 for score in bradley_terry.fit(crowd).scores.tolist()])
+print("A over B, B over C, C over A:", [round(float(crowd[a, b]), 4) for a, b in pairs])
+print("fitted scores:", [round(s, 4) + 0.0 for s in bradley_terry.fit(crowd).scores.tolist()])
 print("gap of each group:", [round(bradley_terry.likelihood_gap(group), 6) + 0.0 for group in groups])
-claim("01.crowd", "Condorcet (1785)", "three judges with scores make a crowd that is a cycle: its likelihood gap (nats per comparison)",
-      expected=coin_gap(float(crowd[0, 1])), measured=bradley_terry.likelihood_gap(crowd), tolerance=1e-6)
+claim("01.crowd", "Condorcet (1785)",
+      "three judges with scores make a crowd that is a cycle: its likelihood gap (nats)",
+      expected=coin_gap(float(crowd[0, 1])), measured=bradley_terry.likelihood_gap(crowd),
+      tolerance=1e-6)
 
 # %% [markdown]
-# The crowd is a cycle, though nobody in it is. A cycle in the data is thus no proof that people are inconsistent, and a single score for everybody can be right about nobody. Lesson 15 returns to this.
+# The crowd is a cycle, though nobody in it is: a cycle is no proof that people are inconsistent, and one score for everybody can be right about nobody.
 # Notice also that the model fitted to a cycle is *calibrated*: it says 50 %, and 50 % happen. Calibration does not detect what a model cannot express; the gap does.
-
-# %% [markdown]
+#
 # ## 5 · On the bench with the others
 #
 # **Elo** never stores the data. After each game it moves winner and loser by a step times the surprise: one step of stochastic gradient ascent on $\ell$.
-# We compare maximum likelihood with Elo at a constant step (as in chess), Elo with a step that shrinks, and a control with no model: the log-odds of each answer's fraction of wins.
+# We compare it, at a constant step (as in chess) and at a shrinking one, with maximum likelihood and with a control without a model: the log-odds of each answer's fraction of wins.
 
 # %% [markdown] exercise="01.4" part="task" stars=1 minutes=5
 # ### One Elo update
 # Return the scores after one game, in natural-log units. Leave `ratings` itself as it is.
 
 # %% exercise="01.4" part="stub"
-def elo_update(ratings: torch.Tensor, winner: int, loser: int, step: float) -> torch.Tensor:
+def elo_update(ratings: Tensor, winner: int, loser: int, step: float) -> Tensor:
     """The scores after one comparison."""
     raise NotImplementedError
 
@@ -363,7 +391,7 @@ check("01.4", elo_update)
 # 3. Start with `new = ratings.clone()`.
 
 # %% exercise="01.4" part="solution"
-def elo_update(ratings: torch.Tensor, winner: int, loser: int, step: float) -> torch.Tensor:
+def elo_update(ratings: Tensor, winner: int, loser: int, step: float) -> Tensor:
     surprise = 1 - torch.sigmoid(ratings[winner] - ratings[loser])
     new = ratings.clone()
     new[winner] += step * surprise
@@ -374,7 +402,7 @@ def elo_update(ratings: torch.Tensor, winner: int, loser: int, step: float) -> t
 check("01.4", elo_update)
 
 # %%
-sizes, methods = [400, 1600, 6400, 25600], ["maximum likelihood", "Elo, constant step", "Elo, shrinking step", "fraction of wins"]
+sizes = [400, 1600, 6400, 25600]
 shrinking = 40 / (torch.arange(sizes[-1]) + 100)
 
 
@@ -383,38 +411,47 @@ def errors_of(seed):
     chosen, rejected = compare(judge, sizes[-1], seed)
     tables = [bradley_terry.count_wins(chosen[:n], rejected[:n], 6) for n in sizes]
     fitted = torch.stack([bradley_terry.fit(wins).scores for wins in tables])
-    fractions = torch.stack([torch.logit(wins.sum(1) / (wins + wins.T).sum(1)) for wins in tables])
-    online = [bradley_terry.elo(chosen, rejected, 6, step)[sizes] for step in (0.1, shrinking)]
-    return torch.stack([((s - s.mean(1, keepdim=True) - truth) ** 2).mean(1).sqrt() for s in (fitted, *online, fractions)])
+    constant = bradley_terry.elo(chosen, rejected, 6, step=0.1)[sizes]
+    decaying = bradley_terry.elo(chosen, rejected, 6, shrinking)[sizes]
+    control = torch.stack([torch.logit(wins.sum(1) / (wins + wins.T).sum(1)) for wins in tables])
+    every = torch.stack([fitted, constant, decaying, control])
+    return ((every - every.mean(-1, keepdim=True) - truth) ** 2).mean(-1).sqrt()
 
 
-errors = torch.stack([errors_of(seed) for seed in statistics.seeds(1, 30)], dim=1)  # method, seed, size
+errors = torch.stack([errors_of(seed) for seed in statistics.seeds(1, 30)], dim=1)
+
+# %% tags=["figure"]
+drawn, axes = plots.figure(width=7.6, height=3.9)
+information = bradley_terry.hessian(truth, judge / 15)  # of one comparison
+theory = (torch.linalg.pinv(information).diagonal().mean() / torch.tensor(sizes)).sqrt()
+names = ["maximum likelihood", "Elo, constant step", "Elo, shrinking step", "fraction of wins"]
+for name, values, colour, marker in zip(names, errors, ["blue", "orange", "pink", "sand"], "ovs^"):
+    colour = plots.PALETTE[colour]
+    rows = [statistics.mean_interval(column) for column in values.T]
+    axes.loglog(sizes, [row.estimate for row in rows], color=colour, marker=marker)
+    plots.interval_band(axes, sizes, [row.low for row in rows], [row.high for row in rows], colour)
+    plots.label(axes, sizes[-1], rows[-1].estimate, name, colour)
+axes.loglog(sizes, theory, color=plots.INK, linestyle=":")
+plots.label(axes, sizes[-1], float(theory[-1]) * 0.82, "theory: inverse Hessian")
+axes.set(xlabel="comparisons", ylabel="error of the scores", xlim=(350, 150_000), ylim=(0.014, 0.3))
+axes.set_title("Error against data (mean of 30 seeds, 95 % bands)")
+plots.show(drawn, alt="""Log-log plot of error against comparisons. Maximum likelihood follows the dotted
+    theory line of slope minus one half; Elo with a shrinking step runs parallel a little above; Elo
+    with a constant step stays flat near 0.18; the fraction of wins levels off near 0.07.""")
 
 # %%
-drawn, axes = plots.figure(width=7.2, height=3.8)
-floor = (torch.linalg.pinv(bradley_terry.hessian(truth, judge / 15)).diagonal().mean() / torch.tensor(sizes)).sqrt()
-for name, values, colour, marker in zip(methods, errors, ["blue", "orange", "pink", "sand"], "ovs^"):
-    rows = [statistics.mean_interval(column) for column in values.T.numpy()]
-    middle, low, high = zip(*((row.estimate, row.low, row.high) for row in rows))
-    axes.loglog(sizes, middle, color=plots.PALETTE[colour], marker=marker)
-    plots.interval_band(axes, sizes, low, high, plots.PALETTE[colour])
-    plots.label(axes, sizes[-1], middle[-1], name, plots.PALETTE[colour])
-axes.loglog(sizes, floor, color=plots.INK, linestyle=":")
-plots.label(axes, sizes[-1], float(floor[-1]) * 0.84, "theory: inverse Hessian")
-axes.set(xlabel="comparisons", ylabel="error of the scores", xlim=(350, 130_000), title="Error against data (mean of 30 seeds, 95 % bands)")
-plots.show(drawn, alt="Log-log plot of error against comparisons. Maximum likelihood follows the dotted theory line of slope minus one half; Elo with a "
-           "shrinking step runs parallel a little above; Elo with a constant step stays flat near 0.18; the fraction of wins levels off near 0.07.")
-
-# %%
-slope = statistics.log_log_slope(sizes, errors[0].numpy(), seed=0).over_repeats
-claim("01.slope", "asymptotic theory of maximum likelihood", "the error of maximum likelihood falls as n to the power -1/2 (30 seeds)",
+slope = statistics.log_log_slope(sizes, errors[0], seed=0).over_repeats
+claim("01.slope", "asymptotic theory of maximum likelihood",
+      "the error of maximum likelihood falls as n to the power -1/2 (30 seeds)",
       expected=-0.5, measured=slope.estimate, interval=slope)
-flat = statistics.log_log_slope(sizes[1:], errors[1][:, 1:].numpy(), seed=0).over_repeats
-claim("01.elo_floor", "this course", "Elo with a constant step stops improving: slope of its error from 1,600 comparisons on (30 seeds)",
+flat = statistics.log_log_slope(sizes[1:], errors[1][:, 1:], seed=0).over_repeats
+claim("01.elo_floor", "this course",
+      "Elo with a constant step stops improving: slope from 1,600 comparisons on (30 seeds)",
       expected=0, measured=flat.estimate, interval=flat, tolerance=0.05)
-biased = statistics.bootstrap_interval((errors[3, :, -1] / errors[0, :, -1]).numpy(), seed=0)
-claim("01.control", "this course", "at 25,600 comparisons the fraction of wins errs more than twice as much as maximum likelihood (ratio, 30 seeds)",
-      expected=2, relation="at least", measured=biased.estimate, interval=biased)
+ratio = statistics.bootstrap_interval(errors[3, :, -1] / errors[0, :, -1], seed=0)
+claim("01.control", "this course",
+      "at 25,600 comparisons the fraction of wins errs at least twice as much (ratio, 30 seeds)",
+      expected=2, relation="at least", measured=ratio.estimate, interval=ratio)
 
 # %% [markdown]
 # Maximum likelihood lies on the theory's line: four times the data, half the error. Elo with a constant step forgets at the rate at which it learns, so it hovers; in chess that is wanted,
