@@ -75,7 +75,7 @@ def fit(wins: Tensor, tolerance: float = 1e-12, max_steps: int = 100) -> Fit:
     """
     wins = _checked(wins)
     scores = torch.zeros(len(wins), dtype=torch.float64)
-    for step in range(max_steps):
+    for step in range(max_steps):  # noqa: B007  (how many steps it took is reported)
         slope = gradient(scores, wins)
         if slope.abs().max() <= tolerance * wins.sum():
             break
@@ -84,6 +84,13 @@ def fit(wins: Tensor, tolerance: float = 1e-12, max_steps: int = 100) -> Fit:
         while length > 1e-6 and log_likelihood(scores + length * move, wins) < before:
             length /= 2
         scores = scores + length * move
+    else:
+        raise CourseError(
+            "bt-no-convergence",
+            f"Newton's method did not reach the maximum in {max_steps} steps.",
+            where="bradley_terry.fit",
+            remedy="some wins are so rare that scores run far apart: add a small prior, or allow more steps.",
+        )
     scores = scores - scores.mean()
     curvature = hessian(scores, wins)
     return Fit(scores, standard_errors(curvature), curvature, float(log_likelihood(scores, wins)), step)

@@ -131,6 +131,7 @@ def encode(
                    "cut-response"  drop the last response tokens, and the end token with them
                    Both cuts warn with the number of rows they touched.
     """
+    _check_counts(prompts, responses)
     end = _end_token(tokenizer, eos_id) if append_eos else None
     prompt_ids = encode_prompts(tokenizer, prompts, chat_template=chat_template)
     sides = [_encode_responses(tokenizer, prompts, responses, chat_template, end)]
@@ -153,6 +154,8 @@ def encode_pairs(
     over_length: OverLength = "error",
 ) -> EncodedPairs:
     """Tokenise comparisons; the options are those of `encode`. A cut prompt is cut alike on both sides."""
+    for side in (chosen, rejected):
+        _check_counts(prompts, side)
     end = _end_token(tokenizer, eos_id) if append_eos else None
     prompt_ids = encode_prompts(tokenizer, prompts, chat_template=chat_template)
     sides = [_encode_responses(tokenizer, prompts, side, chat_template, end) for side in (chosen, rejected)]
@@ -170,14 +173,7 @@ def encode_prompts(
         texts = [_template(tokenizer, _messages(prompt), for_response=True) for prompt in prompts]
         # The template writes its own special tokens: adding them again would start the prompt with two.
         return _tokenise(tokenizer, texts, add_special_tokens=False)
-    for row, prompt in enumerate(prompts):
-        if not isinstance(prompt, str):
-            raise CourseError(
-                "prompt-not-text",
-                f"The prompt is a {type(prompt).__name__}, not a string.",
-                where=f"row {row}",
-                remedy="Lists of messages need chat_template=True; token ids go to batch_from_ids.",
-            )
+    _check_text(prompts)
     rows = _tokenise(tokenizer, prompts, add_special_tokens=True)
     bare = _tokenise(tokenizer, prompts, add_special_tokens=False)
     # Some tokenizers close every text with the end token. A prompt is not over: take that one off again.
@@ -221,7 +217,7 @@ def batch_from_ids(
 def _encode_responses(
     tokenizer: Any, prompts: Sequence[Prompt], responses: Sequence[str], chat_template: bool, end: int | None
 ) -> list[list[int]]:
-    _check_counts(prompts, responses)
+    _check_text(responses)
     texts = _template_responses(tokenizer, prompts, responses, end) if chat_template else responses
     rows = _tokenise(tokenizer, texts, add_special_tokens=False)
     for row, (ids, response) in enumerate(zip(rows, responses, strict=True)):
@@ -337,6 +333,17 @@ def _end_token(tokenizer: Any, eos_id: int | None) -> int:
 
 def _pad_token(tokenizer: Any) -> int:
     return int(next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0))
+
+
+def _check_text(texts: Sequence[Any]) -> None:
+    for row, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise CourseError(
+                "not-text",
+                f"A string is needed, and this is a {type(text).__name__}: {text!r:.60}.",
+                where=f"row {row}",
+                remedy="Lists of messages need chat_template=True; token ids go to batch_from_ids.",
+            )
 
 
 def _check_counts(prompts: Sequence[Any], responses: Sequence[Any]) -> None:

@@ -1,4 +1,4 @@
-"""Shared by the tests of log-probabilities and sampling: tiny random models, tokenizers, and the naive way."""
+"""Shared by the tests of language models: tiny random ones, a tokenizer, and the naive way to score."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ CHATML = (
 
 
 def byte_tokenizer(template: str | None = CHATML):
-    """A byte-level BPE trained on a few sentences, with ChatML turns: the family Qwen and Llama 3 belong to."""
+    """A byte-level BPE trained on a few sentences, with ChatML turns: of the kind that Qwen has."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from course_utils.errors import CourseError
-from course_utils.labs import checks
+from course_utils.labs import checks, lesson_00, lesson_01
 from course_utils.labs.checks import check, evaluate, mutation_table
 from course_utils.labs.exercises import (
     Case,
@@ -107,26 +107,29 @@ def test_ids_are_unique_and_the_mutation_table_has_a_row_for_every_mistake():
 # The truths of lessons 00 and 01, computed another way
 
 
+def cases_of(truth):
+    [exercise] = [exercise for exercise in ALL if exercise.truth is truth]
+    return exercise.all_cases()
+
+
 def test_the_truths_of_lesson_00_agree_with_sums_done_by_hand():
-    truth = {exercise.id: exercise.truth for exercise in exercises("00")}
-    policy, reference, preference = exercises("00")[0].all_cases()[0].arguments
+    policy, reference, preference = cases_of(lesson_00.win_rate)[0].arguments
     pairs = [(a, b) for a in range(3) for b in range(3)]
     by_hand = sum(float(policy[a] * reference[b] * preference[a, b]) for a, b in pairs)
-    assert truth["00.1"](policy, reference, preference) == pytest.approx(by_hand, rel=1e-12)
+    assert lesson_00.win_rate(policy, reference, preference) == pytest.approx(by_hand, rel=1e-12)
     p, q = torch.tensor([0.7, 0.3], dtype=torch.float64), torch.tensor([0.4, 0.6], dtype=torch.float64)
     expected = torch.distributions.kl_divergence(
         torch.distributions.Categorical(p), torch.distributions.Categorical(q)
     )
-    torch.testing.assert_close(truth["00.2"](p, q), expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(lesson_00.kl_divergence(p, q), expected, rtol=1e-12, atol=0)
 
 
 def test_the_tilted_policy_has_the_highest_regularised_reward():
-    truth = {exercise.id: exercise.truth for exercise in exercises("00")}
-    reference, reward, beta = exercises("00")[2].all_cases()[0].arguments
-    best = truth["00.3"](reference, reward, beta)
+    reference, reward, beta = cases_of(lesson_00.tilt)[0].arguments
+    best = lesson_00.tilt(reference, reward, beta)
 
     def objective(policy):
-        return float(policy @ reward - beta * truth["00.2"](policy, reference))
+        return float(policy @ reward - beta * lesson_00.kl_divergence(policy, reference))
 
     generator = torch.Generator().manual_seed(0)
     for size in (1e-3, 1e-1):
@@ -135,26 +138,25 @@ def test_the_tilted_policy_has_the_highest_regularised_reward():
 
 
 def test_the_gradient_and_the_hessian_cases_of_lesson_01_agree_with_autograd():
-    truth = {exercise.id: exercise.truth for exercise in exercises("01")}
-    for case in exercises("01")[1].all_cases():
+    for case in cases_of(lesson_01.gradient):
         scores, winners, losers = case.arguments
-        by_autograd = torch.func.grad(truth["01.1"])(scores, winners, losers)
+        by_autograd = torch.func.grad(lesson_01.log_likelihood)(scores, winners, losers)
         torch.testing.assert_close(
-            truth["01.2"](scores, winners, losers), by_autograd, rtol=1e-12, atol=1e-14
+            lesson_01.gradient(scores, winners, losers), by_autograd, rtol=1e-12, atol=1e-14
         )
     scores, winners, losers = torch.zeros(2, dtype=torch.float64), torch.tensor([0]), torch.tensor([1])
-    hessian = -torch.func.hessian(truth["01.1"])(scores, winners, losers)
+    hessian = -torch.func.hessian(lesson_01.log_likelihood)(scores, winners, losers)
     # two players, one even comparison: the difference has variance 4, each centred score a quarter of it
-    torch.testing.assert_close(truth["01.3"](hessian), torch.ones(2, dtype=torch.float64), rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        lesson_01.standard_errors(hessian), torch.ones(2, dtype=torch.float64), rtol=1e-12, atol=0
+    )
 
 
-def test_an_elo_update_keeps_the_mean_rating_and_halving_the_error_costs_four_times_the_comparisons():
-    truth = {exercise.id: exercise.truth for exercise in exercises("01")}
-    for case in exercises("01")[3].all_cases():
-        assert float(truth["01.4"](*case.arguments).sum() - case.arguments[0].sum()) == pytest.approx(
+def test_an_elo_update_keeps_the_mean_rating():
+    for case in cases_of(lesson_01.elo_update):
+        assert float(lesson_01.elo_update(*case.arguments).sum() - case.arguments[0].sum()) == pytest.approx(
             0, abs=1e-12
         )
-    assert truth["01.5"](0.1, 50, 0.05) == pytest.approx(200, rel=1e-12)
 
 
 # The framework, on exercises of its own

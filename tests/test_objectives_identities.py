@@ -29,6 +29,14 @@ def test_dpo_is_bradley_terry_with_the_log_ratio_as_reward(beta):
         )
 
 
+def test_a_margin_has_to_be_exceeded_one_for_all_or_one_for_each():
+    w, l = example("bt")
+    one_each = torch.linspace(0.0, 2.0, 6, dtype=DTYPE)
+    assert close(objectives.bt(w, l, 0.7), -F.logsigmoid(w - l - 0.7))
+    assert close(objectives.bt(w, l, one_each), objectives.bt(w, l + one_each))
+    assert (objectives.bt(w, l, 0.7) > objectives.bt(w, l)).all()
+
+
 @pytest.mark.parametrize("beta", BETAS)
 @pytest.mark.parametrize("divergence", ["logistic", "dpo"])
 def test_dpo_is_the_logistic_member_of_bpo(beta, divergence):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import math
 import re
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -289,3 +292,19 @@ def test_an_unknown_name_proposes_what_was_probably_meant(asked, proposed):
 def test_an_unknown_name_that_resembles_nothing_lists_the_names():
     error = refuses("unknown-objective", objectives.get, "zzz")
     assert "did you mean" not in error.remedy and "rdro_pooled" in error.remedy
+
+
+def test_objectives_import_torch_and_the_standard_library_alone():
+    for path in Path(objectives.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                imported = [node.module]
+            else:
+                continue
+            for module in imported:
+                root = module.split(".")[0]
+                assert root in {*sys.stdlib_module_names, "torch"} or module == "course_utils.errors", (
+                    path.name
+                )

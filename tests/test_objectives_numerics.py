@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from hypothesis import example as example_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from objectives_helpers import NAMES, example
@@ -173,6 +174,8 @@ def test_log1mexp_has_full_precision(x):
 
 
 @given(z=st.floats(-700, 700))
+@example_of(z=21.0)
+@example_of(z=30.0)
 @settings(max_examples=200, deadline=None, derandomize=True)
 def test_softplus_has_full_precision_where_torchs_own_has_a_cut(z):
     exact = max(z, 0.0) + math.log1p(math.exp(-abs(z)))

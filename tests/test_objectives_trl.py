@@ -131,6 +131,14 @@ def trl_loss(trainer, batch, loss_type, label_smoothing):
         ("exo_pair", 0.1, lambda *pair: objectives.exo_pref(*pair, beta=BETA, label_smoothing=0.1)),
         ("exo_pair", 1e-3, lambda *pair: objectives.exo_pref(*pair, beta=BETA)),
         ("hinge", 0.0, lambda *pair: objectives.slic(*pair, beta=BETA)),
+        (
+            "bco_pair",
+            0.0,
+            lambda w, l, ref_w, ref_l: (
+                objectives.bco(w, ref_w, torch.tensor([True]), beta=BETA)
+                + objectives.bco(l, ref_l, torch.tensor([False]), beta=BETA)
+            ),
+        ),
         ("robust", 0.2, lambda *pair: objectives.robust_dpo(*pair, beta=BETA, label_smoothing=0.2)),
     ],
 )

@@ -27,6 +27,7 @@ from course_utils.statistics import (
     wilson_interval,
 )
 from course_utils.statistics.intervals import _bca_levels, _expanded_levels
+from course_utils.statistics.quantiles import _t_quantile_far
 
 SAMPLE = np.random.default_rng(7).gamma(2.0, size=23)
 
@@ -380,6 +381,14 @@ def test_the_t_quantile_is_the_one_of_scipy():
         for probability in (1e-4, 0.005, 0.025, 0.2, 0.5, 0.6, 0.95, 0.975, 0.9995, 0.9999):
             theirs = scipy.stats.t.ppf(probability, freedom)
             assert t_quantile(probability, freedom) == pytest.approx(theirs, rel=1e-11, abs=1e-15)
+
+
+def test_the_expansion_for_many_degrees_of_freedom_is_off_by_the_fifth_power():
+    for probability in (0.7, 0.975):
+        z = normal_quantile(probability)
+        freedom = np.array([20, 40, 80])
+        off = [abs(_t_quantile_far(z, v) - scipy.stats.t.ppf(probability, v)) for v in freedom.tolist()]
+        assert log_log_slope(freedom, off).slope.estimate == pytest.approx(-5, abs=0.15)
 
 
 def test_the_normal_quantile_is_the_one_of_scipy():

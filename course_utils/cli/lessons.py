@@ -116,8 +116,8 @@ def build(
     from course_utils.notebooks.build import build as build_lesson
     from course_utils.notebooks.build import collect_claims
     from course_utils.notebooks.execute import NEEDED
-    from course_utils.notebooks.readme import update_readme
     from course_utils.notebooks.processes import require
+    from course_utils.notebooks.readme import update_readme
 
     require((*NEEDED, "jupytext"), "lab")
     screen, failed = console(), 0

@@ -133,7 +133,9 @@ def _distance(*parts: Tensor) -> float:
 def _accept(theta: Tensor, off: float) -> Tensor:
     if not off <= ACCEPTED:
         what = f"the fit stopped where the gradient is still {off:.2g}"
-        remedy = "use a larger regularisation or width: separable samples have no finite optimum"
+        remedy = (
+            "use a larger regularisation or width; a linear model may also need coefficients='nonnegative'"
+        )
         raise CourseError("density-ratio-no-convergence", what, where="Newton's method", remedy=remedy)
     return theta
 

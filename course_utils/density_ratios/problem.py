@@ -51,6 +51,11 @@ class Problem:
         if self.losses.link == "linear":  # a ratio of mean one under q, positive where kernels are
             start += 1 / phi_q.sum(dim=1).mean()
         theta = convex.minimise(phi_p, phi_q, self.losses, self.alpha, penalty, start, tolerance)
+        unbounded = self.losses.link == "exponential" and not bool(penalty.any())
+        if unbounded and float((phi_p @ theta).min()) > float((phi_q @ theta).max()):
+            what = "a threshold separates the two samples, so the log-ratio has no finite optimum"
+            remedy = "use regularisation > 0, or a relative ratio"
+            raise CourseError("density-ratio-no-convergence", what, where=self.method, remedy=remedy)
         return theta.clamp_min(0) if clip else theta
 
     def estimate(self, width: float | None, regularisation: float, score: float | None) -> RatioEstimate:

@@ -17,12 +17,12 @@ from course_utils.density_ratios.models import RatioEstimate, draw_centres, medi
 from course_utils.density_ratios.problem import METHODS, Problem, among, stated
 from course_utils.errors import CourseError
 
-WIDTHS = (0.15, 0.3, 0.6, 1.0, 1.5)  # times the median distance
+WIDTHS = (0.2, 0.4, 0.8, 1.6, 3.2)  # times the median distance
 REGULARISATIONS = {
-    "ulsif": (1e-3, 1e-2, 1e-1, 1.0),
-    "rulsif": (1e-3, 1e-2, 1e-1, 1.0),
+    "ulsif": (1e-4, 1e-3, 1e-2, 1e-1, 1.0),
+    "rulsif": (1e-4, 1e-3, 1e-2, 1e-1, 1.0),
     "kliep": (0.0,),
-    "logistic": (1e-4, 3e-3, 1e-1),
+    "logistic": (1e-5, 1e-3, 1e-1),
     "bregman": (1e-3, 1e-2, 1e-1),
 }
 

@@ -107,7 +107,7 @@ EXERCISES = (
     ),
     Exercise(
         id="00.2",
-        title="The Kullback–Leibler divergence",
+        title="The KL divergence",
         truth=kl_divergence,
         cases=_kl_cases,
         explain="It is zero only where the two distributions agree, and it is not symmetric.",
@@ -152,7 +152,7 @@ EXERCISES = (
     ),
     Exercise(
         id="00.3",
-        title="The tilted policy",
+        title="Tilt a distribution",
         truth=tilt,
         cases=_tilt_cases,
         explain="Every method of the course is measured by how near it comes to this policy.",

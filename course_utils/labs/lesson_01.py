@@ -1,4 +1,4 @@
-"""The checks of lesson 01: Bradley–Terry's likelihood and gradient, standard errors, Elo, sample size."""
+"""The checks of lesson 01: Bradley–Terry's likelihood and gradient, standard errors, Elo."""
 
 from __future__ import annotations
 
@@ -187,26 +187,10 @@ def _elo_cases() -> Iterator[tuple[Tensor, int, int, float]]:
     yield torch.tensor([0.3, 0.1, 2.0, -0.7], dtype=torch.float64), 3, 2, 0.25
 
 
-# 01.5
-
-
-def comparisons_needed(error_now: float, n_now: float, error_wanted: float) -> float:
-    """How many comparisons bring the error down to the wanted one, if it falls like one over the square
-    root of n.
-    """
-    return n_now * (error_now / error_wanted) ** 2
-
-
-def _needed_cases() -> Iterator[tuple[float, float, float]]:
-    yield 0.2, 100, 0.05
-    yield 0.31, 50, 0.07
-    yield 0.04, 900, 0.09
-
-
 EXERCISES = (
     Exercise(
         id="01.1",
-        title="The log-likelihood of comparisons",
+        title="The log-likelihood",
         truth=log_likelihood,
         cases=_comparison_cases,
         explain="Only differences of scores enter, so adding one number to every score changes nothing.",
@@ -262,7 +246,7 @@ EXERCISES = (
     ),
     Exercise(
         id="01.2",
-        title="The gradient of the log-likelihood",
+        title="The gradient, without autograd",
         truth=gradient,
         cases=_comparison_cases,
         explain="Its entries sum to zero: what a winner gains, a loser gives.",
@@ -361,7 +345,7 @@ EXERCISES = (
     ),
     Exercise(
         id="01.4",
-        title="Elo is one gradient step",
+        title="One Elo update",
         truth=elo_update,
         cases=_elo_cases,
         explain="Elo is Bradley–Terry fitted online, one comparison at a time.",
@@ -404,49 +388,6 @@ EXERCISES = (
                 "The loser's move is computed after the winner's rating has changed: compute the surprise "
                 "once, from the ratings before the game.",
                 _elo_one_after_the_other,
-            ),
-        ),
-    ),
-    Exercise(
-        id="01.5",
-        title="How many comparisons",
-        truth=comparisons_needed,
-        cases=_needed_cases,
-        explain="Half the error costs four times the comparisons.",
-        also_right=(
-            lambda error_now, n_now, error_wanted: torch.tensor(n_now / (error_wanted / error_now) ** 2),
-        ),
-        mistakes=(
-            Mistake(
-                "error falls like 1/n",
-                "This is right if the error falls like 1/n; it falls like one over the square root of n, so "
-                "the ratio of the errors is squared.",
-                lambda error_now, n_now, error_wanted: n_now * error_now / error_wanted,
-            ),
-            Mistake(
-                "ratio inverted",
-                "A smaller error must cost more comparisons: the ratio is upside down.",
-                lambda error_now, n_now, error_wanted: n_now * (error_wanted / error_now) ** 2,
-                (lambda error_now, n_now, error_wanted: n_now * error_wanted / error_now,),
-            ),
-            Mistake(
-                "root instead of square",
-                "This takes the square root of the ratio of the errors; solving for n squares it.",
-                lambda error_now, n_now, error_wanted: n_now * math.sqrt(error_now / error_wanted),
-            ),
-            Mistake(
-                "current comparisons left out",
-                "This is how many times more comparisons are needed: multiply by `n_now`.",
-                lambda error_now, n_now, error_wanted: (error_now / error_wanted) ** 2,
-            ),
-            Mistake(
-                "rounded",
-                "This is rounded to a whole number: return the number as it is.",
-                lambda error_now, n_now, error_wanted: math.ceil(n_now * (error_now / error_wanted) ** 2),
-                (
-                    lambda error_now, n_now, error_wanted: round(n_now * (error_now / error_wanted) ** 2),
-                    lambda error_now, n_now, error_wanted: int(n_now * (error_now / error_wanted) ** 2),
-                ),
             ),
         ),
     ),

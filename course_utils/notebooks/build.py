@@ -18,7 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 from course_utils import ledger
 from course_utils.errors import CourseError
-from course_utils.notebooks.source import CourseSettings, Lesson, course_root, lessons, read_source, settings, source_hash
+from course_utils.notebooks.source import (
+    CourseSettings,
+    Lesson,
+    course_root,
+    lessons,
+    read_source,
+    settings,
+    source_hash,
+)
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from course_utils.errors import CourseError
+from course_utils.machine import threads_for
 from course_utils.notebooks.parameters import declared_parameters, fit_parameters
 from course_utils.notebooks.processes import end_process_tree, kernel_environment, require
 
@@ -101,7 +102,7 @@ def run_notebook(
     `output_path`.
 
     The kernel works in the notebook's own folder, as it does for a reader (`working_directory` says
-    otherwise: give it when the notebook to run is a temporary file). `timeout` is for the whole notebook, in
+    otherwise: give it when the notebook to run is a temporary file). `timeout` is for all cells together, in
     seconds. `threads` limits the numerical libraries. With `html_path` an HTML rendering is written too. A
     failing cell is not an exception: read `.status` and `.failed`.
     """
@@ -177,7 +178,7 @@ class NotebookRun:
             stderr=self._log,
             text=True,
             encoding="utf-8",
-            env=kernel_environment(Path(self._folder.name), threads),
+            env=kernel_environment(Path(self._folder.name), threads or threads_for()),
             **apart,
         )
         # The worker keeps reading: when this pipe closes, because we ended or were ended, it ends its kernel
@@ -189,18 +190,15 @@ class NotebookRun:
 
     def wait(self) -> RunResult:
         """Follow the execution to its end. Ctrl-C here stops the notebook first and is then passed on."""
-        timer = threading.Timer(self._timeout, self.stop, args=(TIMED_OUT,)) if self._timeout else None
-        if timer:
-            timer.daemon = True
-            timer.start()
+        timer = threading.Timer(self._timeout or 0.0, self.stop, args=(TIMED_OUT,))
+        timer.daemon = True
         try:
-            final = self._follow()
+            final = self._follow(timer)
         except BaseException:
             self.stop()
             raise
         finally:
-            if timer:
-                timer.cancel()
+            timer.cancel()
             self._close()
         if final is not None:
             return final
@@ -208,12 +206,15 @@ class NotebookRun:
             return self._stopped_result()
         raise self._worker_error
 
-    def _follow(self) -> RunResult | None:
+    def _follow(self, timer: threading.Timer) -> RunResult | None:
         for line in self._process.stdout:
             message = json.loads(line)
             match message.pop("event"):
                 case "kernel":
                     self._kernel_pid = message["pid"]
+                    self._began = time.monotonic()
+                    if self._timeout:
+                        timer.start()
                     self._tell(CellEvent("kernel started", of=message["of"]))
                 case "result":
                     failed = message.pop("failed")

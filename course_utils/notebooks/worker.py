@@ -12,12 +12,15 @@ consulted.
 from __future__ import annotations
 
 import contextlib
+import copy
+import html
 import json
 import os
 import re
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -278,7 +281,12 @@ def execute(request: dict[str, Any], channel: Channel) -> dict[str, Any]:
     tidy(notebook)
     write_atomically(Path(request["output"]), nbformat.writes(notebook) + "\n")
     if request["html"]:
-        write_atomically(Path(request["html"]), as_html(notebook, Path(request["html"]).stem))
+        page = Path(request["html"])
+        page.unlink(missing_ok=True)
+        try:
+            write_atomically(page, as_html(notebook, page.stem))
+        except Exception:  # the lesson ran: a page that cannot be made must not hide that
+            traceback.print_exc()
     return {
         "status": status,
         "seconds": run.last - run.first,
@@ -337,9 +345,22 @@ def as_html(notebook: Any, title: str) -> str:
     """The executed notebook as one HTML page (pictures inside it, with their alternative texts)."""
     from nbconvert import HTMLExporter
 
-    exporter = HTMLExporter(template_name="lab", embed_images=True)
-    body, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": title}})
+    page = copy.deepcopy(notebook)
+    for cell in page.cells:
+        for output in cell.get("outputs", []):
+            describe_picture(output)
+    body, _ = HTMLExporter(template_name="lab").from_notebook_node(page, {"metadata": {"name": title}})
     return body
+
+
+def describe_picture(output: Any) -> None:
+    """Turn a picture with an alternative text into HTML: nbconvert's template would drop the text."""
+    facts = output.get("metadata", {}).get("image/png", {})
+    if "alt" in facts and "image/png" in output.get("data", {}):
+        size = "".join(f' {key}="{int(facts[key])}"' for key in ("width", "height") if key in facts)
+        source = "".join(output.data.pop("image/png").split())
+        alt = html.escape(facts["alt"], quote=True)
+        output.data["text/html"] = f'<img alt="{alt}"{size} src="data:image/png;base64,{source}">'
 
 
 def leave_with_parent(run: dict[str, Any]) -> None:

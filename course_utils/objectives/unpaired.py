@@ -61,8 +61,8 @@ def kto(
 
     Population minimiser: none inside. At one response the expected loss (class-wise means) is a constant
     plus sigma(u) (lambda_U p_- - lambda_D p_+), so a free log-ratio goes to one end or the other. A
-    policy gives probability zero to every response with lambda_U p_- > lambda_D p_+ and shares out the
-    rest: the majority decides, response by response.
+    policy takes all probability from the responses with lambda_U p_- > lambda_D p_+ and shares it among
+    the others, if there are any: the majority decides, response by response.
 
     Assumes: a fixed baseline, stopping early, and a value function that people share.
     """

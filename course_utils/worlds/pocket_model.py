@@ -49,14 +49,14 @@ class TrainingSettings:
     recipe: str
     steps: int
     learning_rate: float
-    batch_size: int = 64
+    batch_size: int = 32
     warm_up: int = 50
     weight_decay: float = 0.01
     seed: int = 0
 
 
-BASE_TRAINING = TrainingSettings(recipe="base", steps=3000, learning_rate=4e-3)
-SFT_TRAINING = TrainingSettings(recipe="sft", steps=700, learning_rate=1.5e-3, seed=1)
+BASE_TRAINING = TrainingSettings(recipe="base", steps=4000, learning_rate=3e-3)
+SFT_TRAINING = TrainingSettings(recipe="sft", steps=1000, learning_rate=1e-3, seed=1)
 
 
 # ----------------------------------------------------------------------------------------------------------------- models

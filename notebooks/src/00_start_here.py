@@ -315,6 +315,30 @@ plots.show(drawn, alt="""Win rate against KL from the reference. The curve of ti
 #
 # *derive · implement · verify against the exact optimum · break it on purpose · on the bench with the others · exercises · when to use it.*
 
+# %% tags=["figure"]
+drawn, axes = plots.figure(width=9.4, height=2.9)
+axes.set_axis_off()
+axes.set(xlim=(0, 10.2), ylim=(0, 3))
+stations = ["world", "feedback", "policy", "log-probabilities", "objective", "training", "numbers"]
+places = [0.5, 1.8, 3.1, 4.75, 6.45, 7.95, 9.4]
+for name, place in zip(stations, places):
+    box = {"boxstyle": "round,pad=0.5", "facecolor": green if name == "objective" else plots.INK}
+    axes.text(place, 2.55, name, ha="center", va="center", color="white", fontweight="bold", bbox=box)
+for place in (1.03, 2.52, 3.65, 5.72, 7.15, 8.62):
+    axes.text(place, 2.55, "→", ha="center", va="center", fontsize=13)
+worlds = [("finite", "eight answers", "a table", "exact truth, seconds", "blue"),
+          ("pocket", "a small language", "an LM of 0.5 M", "truth with an interval, a minute", "orange"),
+          ("real", "people's choices", "Qwen, Llama", "no known truth, a GPU", "violet")]
+for row, (name, data, policy, cost, colour) in enumerate(worlds):
+    for place, text in zip((0.5, 1.8, 3.1, 9.95), (name, data, policy, cost)):
+        axes.text(place, 1.45 - 0.55 * row, text, ha="right" if text == cost else "center",
+                  color=plots.PALETTE[colour], fontsize=9)
+    axes.plot([3.85, 5.9], [1.5 - 0.55 * row] * 2, color=plots.PALETTE[colour], alpha=0.5)
+axes.text(6.45, 0.93, "the same\nfunction", ha="center", va="center", color=green, fontweight="bold")
+plots.show(drawn, alt="""The course in one picture. A chain runs from world to feedback, policy,
+    log-probabilities, objective, training and numbers. Below it three worlds, finite, pocket and real,
+    differ in data, policy and what is known, and all lead through the same objective function.""")
+
 # %% [markdown]
 # | you have | take |
 # |---|---|
