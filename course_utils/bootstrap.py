@@ -103,8 +103,9 @@ def choose_python(wish, here=None, ask=version_of):
     raise Problem(f"This is Python {_dotted(here)}; the course needs 3.11, 3.12 or 3.13.", install_python())
 
 
-def install_python(platform=sys.platform):
+def install_python(platform=None):
     """How to get a Python that the course supports."""
+    platform = platform or sys.platform
     if platform == "darwin":
         return "Install Python 3.12 (`brew install python@3.12`), then run the same command again."
     if platform == "win32":
@@ -169,7 +170,7 @@ def torch_version(constraints: str) -> str:
     return found.group(1) if found else ""
 
 
-def torch_attempts(python, version, platform=sys.platform, wish=""):
+def torch_attempts(python, version, platform=None, wish=""):
     """Ways to get torch, to be tried in this order: (what to say, commands).
 
     The plain build for Linux brings several GB of CUDA libraries that a CPU lesson never uses. `+cpu` is
@@ -178,7 +179,7 @@ def torch_attempts(python, version, platform=sys.platform, wish=""):
     exact = f"torch=={version}" if version else "torch"
     pip = [python, "-m", "pip", "install", "-c", "constraints.txt"]
     plain = [[*pip, exact]]
-    if not platform.startswith("linux") or wish == "gpu":
+    if not (platform or sys.platform).startswith("linux") or wish == "gpu":
         return [("torch", plain)]
     uv = [
         python,

@@ -41,6 +41,9 @@ def test_an_interval_prints_as_many_digits_as_its_width_deserves():
     assert str(Interval(123456.0, 120000.0, 127000.0, 0.9, 5)) == "123456 [120000, 127000] (90 %, n = 5)"
     assert str(Interval(4.35e-5, 4.11e-5, 4.61e-5, 0.95, 3)) == "4.35e-05 [4.11e-05, 4.61e-05] (95 %, n = 3)"
     assert f"{Interval(0.8312, 0.8004, 0.8611, 0.999, 20):.1f}" == "0.8 [0.8, 0.9] (99.9 %, n = 20)"
+    assert str(Interval(-0.52, -4.03, 2.98, 0.99, 3)) == "-0.5 [-4.0, 3.0] (99 %, n = 3)"
+    assert str(Interval(2.5e9, 1.0e9, 4.0e9, 0.95, 3)) == "2.5e+09 [1.0e+09, 4.0e+09] (95 %, n = 3)"
+    assert str(Interval(0.5, 0.5, 0.5, 0.95, 3)) == "0.5000 [0.5000, 0.5000] (95 %, n = 3)"
     assert str(Interval(0.0, 0.0, 0.0, 0.95, 2)) == "0 [0, 0] (95 %, n = 2)"
     assert str(Interval(1.0, -math.inf, math.inf, 0.95, 2)) == "1 [-inf, inf] (95 %, n = 2)"
 

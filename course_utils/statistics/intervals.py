@@ -173,13 +173,17 @@ def _resampled(
 
 
 def _readable_spec(estimate: float, low: float, high: float) -> str:
-    """As many digits as the width deserves: one of the half width, or two where it begins with a 1 or a 2."""
+    """As many digits as the width deserves: one of the half width, or two where it begins with a 1 or a 2.
+
+    And never fewer than two of the largest number, so that a wide interval does not round its estimate away.
+    """
     largest, half = max(abs(estimate), abs(low), abs(high)), (high - low) / 2
     if not (math.isfinite(largest) and math.isfinite(half)) or largest == 0:
         return ".3g"
     step = max(half, 1e-6 * largest) if half > 0 else 1e-3 * largest
     exponent = math.floor(math.log10(step) + 1e-9)
-    decimals = -exponent + (step / 10.0**exponent < 3)
+    size = math.floor(math.log10(largest))
+    decimals = max(-exponent + (step / 10.0**exponent < 3), 1 - size)
     if largest < 1e-3 or largest >= 1e7:
-        return f".{max(0, math.floor(math.log10(largest)) + decimals)}e"
+        return f".{size + decimals}e"
     return f".{max(0, decimals)}f"

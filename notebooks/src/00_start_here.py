@@ -390,7 +390,7 @@ ledger.rows("00")
 # %% [markdown]
 # ## References
 #
-# - H. Takahashi et al. (2026). The paper on relative density ratio optimisation (RDRO): the objective used above. Lesson 11 derives it.
+# - H. Takahashi et al. (2026). *Relative Density Ratio Optimization for Stable and Statistically Consistent Model Alignment*, arXiv 2604.04410: the objective used above. Lesson 11 derives it.
 # - R. Rafailov et al. (2023). *Direct Preference Optimization*, equation (4): the tilted policy as the optimum of reward with a KL penalty.
 # - T. M. Cover, J. A. Thomas (2006). *Elements of Information Theory*, chapter 2: the KL divergence.
 #
