@@ -81,7 +81,8 @@ def fit(wins: Tensor, tolerance: float = 1e-12, max_steps: int = 100) -> Fit:
             break
         move = torch.linalg.pinv(hessian(scores, wins), hermitian=True) @ slope
         before, length = log_likelihood(scores, wins), 1.0
-        while length > 1e-6 and log_likelihood(scores + length * move, wins) < before:
+        rounding = 1e-13 * (1 + before.abs())  # what the sum itself cannot resolve must not shorten a step
+        while length > 1e-6 and log_likelihood(scores + length * move, wins) < before - rounding:
             length /= 2
         scores = scores + length * move
     else:

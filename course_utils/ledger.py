@@ -232,7 +232,7 @@ def _expected(row: dict[str, Any]) -> str:
     sign = {"equals": "", "at least": "≥ ", "at most": "≤ "}[row["relation"]]
     corrected = "" if row.get("corrected") is None else f" → {row['corrected']:g}"
     tolerance = row.get("tolerance")
-    slack = f" ± {tolerance:g}".replace("e-0", "e-") if row["relation"] == "equals" and tolerance and row.get("interval") is None else ""
+    slack = f" ± {tolerance:g}".replace("e-0", "e-") if row["relation"] == "equals" and tolerance else ""
     return f"{sign}{row['expected']:.10g}{corrected}{slack}"
 
 

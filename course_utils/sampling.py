@@ -135,7 +135,7 @@ def sampling_log_probs(logits: Tensor, temperature: float = 1.0, top_p: float = 
     if top_p == 1:
         return log_p
     ranked, order = log_p.sort(dim=-1, descending=True, stable=True)
-    p = ranked.double().exp()
+    p = _wide(ranked).exp()
     # A token goes if the more probable ones hold enough without it. The tolerance is for their rounding.
     goes = p.cumsum(dim=-1) - p > top_p - 1e-6
     goes[..., 0] = False
@@ -150,14 +150,19 @@ def _draw(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> 
     if logits.dtype != torch.float64:
         logits = logits.float()
     log_p = sampling_log_probs(logits, temperature, top_p)
-    cumulative = log_p.double().exp().cumsum(dim=-1)
+    cumulative = _wide(log_p).exp().cumsum(dim=-1)
     # The first token whose cumulative probability exceeds the uniform number: never one of probability 0.
-    point = uniform.to(logits.device)[:, None] * cumulative[:, -1:]
+    point = uniform.to(cumulative.dtype).to(logits.device)[:, None] * cumulative[:, -1:]
     token = torch.searchsorted(cumulative, point, right=True).clamp(max=logits.shape[-1] - 1)
     changed = temperature != 1 or top_p < 1
     of_model = torch.log_softmax(logits, dim=-1) if changed else log_p
-    values = torch.stack([table.gather(-1, token).squeeze(-1).double() for table in (log_p, of_model)])
-    return token.squeeze(-1).cpu(), values.cpu()
+    values = torch.stack([table.gather(-1, token).squeeze(-1) for table in (log_p, of_model)])
+    return token.squeeze(-1).cpu(), values.cpu().double()
+
+
+def _wide(values: Tensor) -> Tensor:
+    """In float64, so that sums over a large vocabulary stay exact. Apple's GPUs have none."""
+    return values if values.device.type == "mps" else values.double()
 
 
 class _Decoder:

@@ -122,6 +122,11 @@ def byte_tokenizer(template: str | None = CHATML):
         show_progress=False,
     )
     tokenizer.train_from_iterator(sentences * 20, trainer)
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|im_end|>")
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<|pad|>",
+        eos_token="<|im_end|>",
+        clean_up_tokenization_spaces=False,
+    )
     wrapped.chat_template = template
     return wrapped

@@ -96,6 +96,24 @@ def test_a_bad_table_is_refused(bad):
         bt.fit(bad)
 
 
+@pytest.mark.parametrize(("games", "seed"), [(600, 2035992011), (400, 2185665103)])
+def test_rounding_near_the_top_does_not_stall_the_fit(games, seed):
+    # Two data sets on which the log-likelihood rises by less than its rounding before the gradient vanishes.
+    truth = torch.tensor([-1.5, -0.7, -0.1, 0.4, 0.8, 1.1], dtype=torch.float64)
+    generator = torch.Generator().manual_seed(seed)
+    first = torch.randint(6, (games,), generator=generator)
+    second = (first + torch.randint(1, 6, (games,), generator=generator)) % 6
+    won = torch.rand(games, generator=generator, dtype=torch.float64) < judge(truth)[first, second]
+    wins = bt.count_wins(torch.where(won, first, second), torch.where(won, second, first), 6)
+    found = bt.fit(wins)
+    assert bt.gradient(found.scores, wins).abs().max() < 1e-9 and found.steps < 10
+
+
+def test_a_lopsided_table_still_has_its_maximum():
+    found = bt.fit(torch.tensor([[0.0, 1e6], [1.0, 0.0]]))
+    assert math.isclose(float(found.scores[0] - found.scores[1]), math.log(1e6), rel_tol=1e-6)
+
+
 def test_counting_adds_up_and_refuses_ragged_lists():
     wins = bt.count_wins(torch.tensor([0, 0, 2]), torch.tensor([1, 1, 0]), 3)
     assert wins.tolist() == [[0, 2, 0], [0, 0, 0], [1, 0, 0]]

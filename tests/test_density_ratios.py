@@ -36,7 +36,7 @@ from course_utils.density_ratios import (
 )
 from course_utils.density_ratios.models import Basis, shuffled
 from course_utils.errors import CourseError
-from course_utils.statistics import log_log_slope, seeds
+from course_utils.statistics import log_log_slope, paired_bootstrap, seeds
 
 EASY = (0.0, 1.0, 0.5, 1.0)  # p = N(0, 1), q = N(0.5, 1): a ratio of moderate size
 HARD = (
@@ -120,6 +120,10 @@ def test_the_hand_written_losses_of_the_members_are_those_of_their_generators():
         assert by_hand.link == derived.link
         torch.testing.assert_close(by_hand.numerator(score), derived.numerator(score), rtol=0, atol=1e-14)
         torch.testing.assert_close(by_hand.denominator(score), derived.denominator(score), rtol=0, atol=1e-14)
+    wide = torch.linspace(-60, 60, 25, dtype=torch.float64)
+    exact = torch.logaddexp(wide, torch.zeros_like(wide))
+    torch.testing.assert_close(family.LOGISTIC.denominator(wide), exact, rtol=1e-14, atol=0)
+    torch.testing.assert_close(family.LOGISTIC.numerator(-wide), exact, rtol=1e-14, atol=0)
 
 
 def test_the_power_generator_runs_from_kliep_to_least_squares():
@@ -214,6 +218,13 @@ def test_nonnegative_least_squares_is_the_one_of_scipy_and_clipping_is_not():
     clipped = bregman(P, Q, "least-squares", coefficients="clip", **options)
     assert (clipped.theta - found.theta).abs().max() > 0.01
     assert (found.theta >= 0).all() and (clipped.theta >= 0).all()
+
+
+def test_kernels_keep_their_digits_far_from_the_origin():
+    for shift in (0.0, 1e6):
+        at = Basis(1, CENTRES + shift, 0.7)(P[:, None] + shift)
+        expected = np.exp(-((P.numpy()[:, None] - CENTRES.numpy().T) ** 2) / 0.98)
+        np.testing.assert_allclose(at, expected, atol=1e-8 if shift else 1e-14)
 
 
 def test_kliep_satisfies_its_optimality_conditions_and_its_constraint():
@@ -533,6 +544,12 @@ def test_kernel_estimates_approach_the_truth_as_n_grows(method, alpha, bound, op
     assert errors.mean(axis=0)[-1] < bound
 
 
+def test_clipping_theta_costs_accuracy_once_there_are_many_points():
+    clipped = errors_of(rulsif, EASY, (1000,), 8, 0.1, coefficients="clip")
+    kept = errors_of(rulsif, EASY, (1000,), 8, 0.1, coefficients="keep")
+    assert paired_bootstrap(clipped[:, 0], kept[:, 0], higher_is_better=False).verdict == "b"
+
+
 def test_where_the_ratio_explodes_the_relative_ratio_is_still_learned():
     plain = errors_of(ulsif, HARD, (1000,), 5)
     relative = errors_of(rulsif, HARD, (1000,), 5, alpha=0.1)
@@ -560,7 +577,9 @@ def test_where_the_ratio_explodes_the_relative_ratio_is_still_learned():
         ("density-ratio-alpha", lambda: rulsif(P, Q, 1.0)),
         ("density-ratio-alpha", lambda: rulsif(P, Q, -0.1)),
         ("density-ratio-alpha", lambda: logistic(P, Q, math.nan)),
+        ("density-ratio-not-finite", lambda: kl_divergence(kliep(P, Q, **KERNELS), P + 99)),
         ("density-ratio-alpha", lambda: relative_ratio(P.abs(), 1.0)),
+        ("density-ratio-alpha", lambda: bregman_loss(P.abs(), Q.abs(), alpha=1.0)),
         ("density-ratio-alpha", lambda: gaussian_pearson(*EASY, alpha=1.5)),
         ("density-ratio-alpha", lambda: select("kliep", P, Q, alpha=0.1)),
         ("density-ratio-option", lambda: select("least-squares", P, Q)),

@@ -388,15 +388,15 @@ def test_pairs_with_two_prompts_cannot_share_one():
     )
 
 
-def test_a_shared_row_whose_response_has_a_gap_is_refused():
+@pytest.mark.parametrize("counted", [[2, 4], [1, 3, 4]])
+def test_a_shared_row_whose_response_has_a_gap_is_refused(counted):
     side = batch_from_ids([[3, 4]], [[5, 6, 7]])
-    mask = side.response_mask.clone()
-    mask[0, 3] = False
+    mask = torch.zeros_like(side.response_mask)
+    mask[0, counted] = True
     gap = EncodedBatch(side.input_ids, side.attention_mask, mask)
-    assert (
-        refusal(pair_log_probs, tiny_model(), EncodedPairs(gap, side, share_prompt=True)).id
-        == "prompt-not-shared"
-    )
+    for pair in ((gap, side), (side, gap)):
+        error = refusal(pair_log_probs, tiny_model(), EncodedPairs(*pair, share_prompt=True))
+        assert error.id == "prompt-not-shared"
 
 
 def test_a_shared_prompt_is_refused_where_its_mask_would_be_ignored():

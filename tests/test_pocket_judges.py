@@ -57,7 +57,7 @@ def test_the_cyclic_judge_goes_round_in_the_promised_direction():
     for first, second in ((warm, brief), (brief, thorough), (thorough, warm)):
         probability = judge.preference_probability(first, second)
         assert torch.allclose(torch.logit(probability), torch.tensor(1.7, dtype=torch.float64))
-    assert [STYLES[i] for i in style_of(table(WARM, BRIEF, THOROUGH)).tolist()] == ["warm", "brief", "thorough"]
+    assert tuple(STYLES[i] for i in style_of(table(WARM, BRIEF, THOROUGH)).tolist()) == STYLES
 
 
 def test_every_response_has_one_of_three_styles_and_each_is_common():
@@ -74,7 +74,10 @@ def test_a_crowd_averages_its_groups():
 
 
 def test_the_two_groups_want_opposite_things():
-    short, long = table("the sky is blue.", "good morning. you are kind. the sky is blue. books say so. it was always so. life is good.")
+    short, long = table(
+        "the sky is blue.",
+        "good morning. you are kind. the sky is blue. books say so. it was always so. life is good.",
+    )
     assert JUDGES["hurried"].preference_probability(short, long) > 0.9
     assert JUDGES["chatty"].preference_probability(short, long) < 0.1
 
@@ -85,9 +88,13 @@ def reward(name: str, *responses: str) -> list[float]:
 
 def test_the_true_judge_wants_two_details_and_at_most_one_adjective():
     details = ["books say so", "it was always so", "every child knows this", "it is easy to check"]
-    by_details = reward("bradley_terry", *(". ".join(["the sky is blue", *details[:k]]) + "." for k in range(5)))
+    by_details = reward(
+        "bradley_terry", *(". ".join(["the sky is blue", *details[:k]]) + "." for k in range(5))
+    )
     assert max(range(5), key=by_details.__getitem__) == 2
-    chains = ["you are " + " and ".join(["kind", "wise", "clever", "charming"][:k]) + ". " for k in range(1, 5)]
+    chains = [
+        "you are " + " and ".join(["kind", "wise", "clever", "charming"][:k]) + ". " for k in range(1, 5)
+    ]
     by_flattery = reward("bradley_terry", *(chain + "the sky is blue." for chain in ["", *chains]))
     assert max(range(5), key=by_flattery.__getitem__) == 1
     assert by_flattery[1:] == sorted(by_flattery[1:], reverse=True)
@@ -95,7 +102,11 @@ def test_the_true_judge_wants_two_details_and_at_most_one_adjective():
 
 def test_a_hedge_halves_what_an_answer_is_worth_for_better_and_for_worse():
     right, maybe_right, wrong, maybe_wrong = reward(
-        "bradley_terry", "the sky is blue.", "perhaps the sky is blue.", "the sky is green.", "perhaps the sky is green."
+        "bradley_terry",
+        "the sky is blue.",
+        "perhaps the sky is blue.",
+        "the sky is green.",
+        "perhaps the sky is green.",
     )
     assert right - maybe_right == pytest.approx(1.0) and maybe_wrong - wrong == pytest.approx(1.0)
 

@@ -29,7 +29,11 @@ def read(prompt: str, response: str) -> dict[str, int]:
     ("prompt", "response", "expected"),
     [
         (SKY, "the sky is blue.", {"correct": 1, "words": 4, "grammatical": 1}),
-        (SKY, "it may be that the answer is green.", {"correct": -1, "hedged": 1, "words": 8, "grammatical": 1}),
+        (
+            SKY,
+            "it may be that the answer is green.",
+            {"correct": -1, "hedged": 1, "words": 8, "grammatical": 1},
+        ),
         (SKY, "i do not know. books say so. that is all.", {"details": 1, "words": 10, "grammatical": 1}),
         (SOUP, "you again. we will warm the soup.", {"correct": 1, "tone": -1, "words": 7, "grammatical": 1}),
         (
@@ -56,7 +60,11 @@ def read(prompt: str, response: str) -> dict[str, int]:
         (SKY, "the sky is blue. good morning.", {"correct": 1, "tone": 1, "words": 6}),
         (SKY, "the sky is blue", {"correct": 1, "words": 4}),
         # Junk keeps the features that can be made out.
-        (SKY, "kind blue the and wise wise zebra i hope this helps", {"tone": 1, "flattery": 3, "repeats": 1, "words": 11}),
+        (
+            SKY,
+            "kind blue the and wise wise zebra i hope this helps",
+            {"tone": 1, "flattery": 3, "repeats": 1, "words": 11},
+        ),
         (SKY, "", {}),
     ],
 )
@@ -98,7 +106,10 @@ def test_sentences_in_another_order_have_the_same_features_apart_from_grammar():
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.sampled_from([*phrases.vocabulary(), "zebra", "!", "7"]), max_size=40), st.sampled_from(PROMPTS))
+@given(
+    st.lists(st.sampled_from([*phrases.vocabulary(), "zebra", "!", "7"]), max_size=40),
+    st.sampled_from(PROMPTS),
+)
 def test_features_exist_for_any_row_of_words(words, prompt):
     found = features(prompt.text, " ".join(words))
     assert isinstance(found, PocketFeatures)
@@ -111,13 +122,22 @@ def test_features_exist_for_any_row_of_words(words, prompt):
 def without_openings_flattery_and_remarks():
     """A recipe whose language is small enough to list: every core, up to two details, a closing."""
     flat = (0.5, 0.3, 0.2)
-    return replace(BASE, tone=(0.2, 0.5, 0.3), sentiment=(0, 1, 0), flattery=(0, 0, 0), details=(flat, flat, flat), repeat=0.2)
+    return replace(
+        BASE,
+        tone=(0.2, 0.5, 0.3),
+        sentiment=(0, 1, 0),
+        flattery=(0, 0, 0),
+        details=(flat, flat, flat),
+        repeat=0.2,
+    )
 
 
 def list_every_response(prompt, recipe):
     """All responses of the small language, written down without the sampler."""
     answers = [prompt.core(answer, frame) for answer in prompt.family for frame in range(3)]
-    cores = [hedge + core for hedge in ("", *(h + " " for h in phrases.HEDGES)) for core in answers] + list(phrases.NO_ANSWERS)
+    cores = [hedge + core for hedge in ("", *(h + " " for h in phrases.HEDGES)) for core in answers] + list(
+        phrases.NO_ANSWERS
+    )
     details = phrases.DETAILS[prompt.kind]
     rows = [(), *((one,) for one in details), *itertools.product(details, repeat=2)]
     for tone in (-1, 0, 1):
@@ -129,7 +149,9 @@ def list_every_response(prompt, recipe):
 
 def test_the_probabilities_of_a_small_language_sum_to_one_and_give_its_entropy():
     recipe = without_openings_flattery_and_remarks()
-    logs = [log_prob(SOUP, text, recipe) for text in list_every_response(phrases.prompts_by_text()[SOUP], recipe)]
+    logs = [
+        log_prob(SOUP, text, recipe) for text in list_every_response(phrases.prompts_by_text()[SOUP], recipe)
+    ]
     assert len(logs) == (3 * 3 + 3 + 3 * 3) * (4 * 3 * 4 + 3) * (1 + 6 + 36)
     assert math.isclose(sum(map(math.exp, logs)), 1.0, abs_tol=1e-10)
     assert math.isclose(-sum(math.exp(value) * value for value in logs), entropy(recipe), abs_tol=1e-9)
@@ -137,7 +159,13 @@ def test_the_probabilities_of_a_small_language_sum_to_one_and_give_its_entropy()
 
 def test_flattery_is_a_geometric_chain_whose_tail_is_known():
     recipe = replace(
-        BASE, tone=(0, 1, 0), correct=(0, 1, 0), sentiment=(0, 1, 0), closing=0.0, flattery=(0, 0.4, 0), details=((1.0,),) * 3
+        BASE,
+        tone=(0, 1, 0),
+        correct=(0, 1, 0),
+        sentiment=(0, 1, 0),
+        closing=0.0,
+        flattery=(0, 0.4, 0),
+        details=((1.0,),) * 3,
     )
     total = 3 * math.exp(log_prob(SKY, "i do not know.", recipe))
     for length in range(1, 6):
@@ -158,7 +186,9 @@ def test_the_sampler_draws_with_the_frequencies_of_the_recipe(recipe):
     for value in (-1, 0, 1):
         assert close((column(table, "tone") == value).double().mean().item(), recipe.tone[value + 1])
         assert close((column(table, "correct") == value).double().mean().item(), recipe.correct[value + 1])
-        assert close((column(table, "sentiment") == value).double().mean().item(), recipe.sentiment[value + 1])
+        assert close(
+            (column(table, "sentiment") == value).double().mean().item(), recipe.sentiment[value + 1]
+        )
         by_tone = table[column(table, "tone") == value]
         spoken = (column(by_tone, "flattery") > 0).double().mean().item()
         assert abs(spoken - recipe.flattery[value + 1]) < 4.5 * math.sqrt(0.25 / len(by_tone))

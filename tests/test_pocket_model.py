@@ -87,8 +87,9 @@ def test_training_lowers_the_loss_and_repeats_exactly(tokenizer):
         model = new_model("llama", num_hidden_layers=1)
         runs.append(pocket_model.train(model, tokenizer, settings))
     assert runs[0] == runs[1]
-    assert runs[0][0] == pytest.approx(math.log(len(tokenizer)), abs=0.3)  # it starts by knowing nothing
-    assert runs[0][-1] < runs[0][0] - 0.5
+    # Sentences have 22 tokens on average, and the model starts by knowing nothing.
+    assert sum(runs[0][:2]) / 2 == pytest.approx(22 * math.log(len(tokenizer)), rel=0.25)
+    assert sum(runs[0][-4:]) < 0.9 * sum(runs[0][:4])
 
 
 def test_every_sentence_is_in_exactly_one_batch(tokenizer):
@@ -126,13 +127,16 @@ def test_transformers_loads_the_same_model_from_the_folder(name, architecture):
     assert all(value.dtype == torch.float32 for value in theirs.parameters())
     for key, value in mine.state_dict().items():
         assert torch.equal(value, theirs.state_dict()[key]), key
-    assert transformers.AutoTokenizer.from_pretrained(folder)(SKY, ANSWER)["input_ids"] == tokenizer(SKY, ANSWER)["input_ids"]
+    their_tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    assert their_tokenizer(SKY, ANSWER)["input_ids"] == tokenizer(SKY, ANSWER)["input_ids"]
 
 
 def test_the_stored_tokenizers_are_the_one_the_language_makes(tokenizer):
     for name, architecture in CHECKPOINTS:
         stored = read_tokenizer(default_folder() / f"{architecture}-{name}" / "tokenizer.json")
-        assert json.loads(stored.backend_tokenizer.to_str()) == json.loads(tokenizer.backend_tokenizer.to_str())
+        assert json.loads(stored.backend_tokenizer.to_str()) == json.loads(
+            tokenizer.backend_tokenizer.to_str()
+        )
 
 
 def test_the_reference_features_are_those_of_the_shipped_model():
@@ -187,10 +191,13 @@ def test_the_reference_features_of_another_model_are_refused(copied):
 
 
 def test_a_checkpoint_written_and_read_again_is_the_same_model(tmp_path, tokenizer, monkeypatch):
-    monkeypatch.setattr(pocket_checkpoints, "cross_entropy", lambda *_: {"model": 0.0, "recipe": 0.0, "entropy": 0.0, "gap": 0.0, "gap_standard_error": 0.0})
-    monkeypatch.setattr(pocket_checkpoints, "sample_texts", lambda *_: tuple(map(list, zip(*sample_corpus(BASE, 24, 1), strict=True))))
+    nothing = dict.fromkeys(("model", "recipe", "entropy", "gap", "gap_standard_error"), 0.0)
+    rows = tuple(map(list, zip(*sample_corpus(BASE, 24, seed=1), strict=True)))
+    monkeypatch.setattr(pocket_checkpoints, "cross_entropy", lambda *_: nothing)
+    monkeypatch.setattr(pocket_checkpoints, "sample_texts", lambda *_: rows)
     model = new_model("qwen2", seed=7)
-    record = {"settings": {"steps": 0, "batch_size": 0, "learning_rate": 0.0, "seed": 0}, "seconds": 0, "last_loss_per_token": 0.0}
+    unused = {"steps": 0, "batch_size": 0, "learning_rate": 0.0, "seed": 0}
+    record = {"settings": unused, "seconds": 0, "last_loss": 0.0}
     pocket_checkpoints.save(tmp_path, "base", "qwen2", model, tokenizer, record)
     pocket_checkpoints.finish(tmp_path)
     again, _ = load("base", "qwen2", tmp_path)

@@ -136,7 +136,9 @@ def test_the_mean_win_rate_is_unbiased_and_its_interval_honest():
         outer, inner = world.draw(40, world.policy, generator), world.draw(40, world.reference, generator)
         index = rows.expand(-1, 40).flatten()
         features = world.features[rows, outer].flatten(0, 1)
-        found.append(pocket_truth.mean_win_rate(world.preference, features, index, world.features[rows, inner]))
+        found.append(
+            pocket_truth.mean_win_rate(world.preference, features, index, world.features[rows, inner])
+        )
     mean, error = mean_and_error([one.estimate for one in found])
     assert abs(mean - truth) < 4 * error
     assert 0.92 < sum(truth in one for one in found) / 400 < 0.98

@@ -12,8 +12,8 @@ from course_utils.errors import CourseError
 
 pytest.importorskip("transformers")
 
-from course_utils.worlds import pocket, pocket_truth  # noqa: E402
-from course_utils.worlds.pocket_phrases import PROMPTS  # noqa: E402
+from course_utils.worlds import pocket, pocket_truth
+from course_utils.worlds.pocket_phrases import PROMPTS
 
 SKY = "what colour is the sky?"
 
@@ -46,7 +46,10 @@ def test_the_pocket_world_follows_the_protocol_of_worlds(world):
 
 def test_the_judge_chooses_the_response_with_the_higher_reward_more_often(world):
     pairs = preferences.draw_pairs(world, 300, seed=5)
-    chosen, rejected = world.reward_of(pairs.prompt, pairs.chosen), world.reward_of(pairs.prompt, pairs.rejected)
+    chosen, rejected = (
+        world.reward_of(pairs.prompt, pairs.chosen),
+        world.reward_of(pairs.prompt, pairs.rejected),
+    )
     promised = world.preference_probability(pairs.prompt, pairs.chosen, pairs.rejected)
     assert torch.allclose(promised, torch.sigmoid(chosen - rejected))
     right, expected = (chosen > rejected).double().mean(), torch.maximum(promised, 1 - promised).mean()
@@ -57,7 +60,9 @@ def test_the_reference_beats_itself_half_of_the_time_and_has_not_moved(world):
     assert 0.5 in world.win_rate(world.model, per_prompt=25)
     report = world.report(world.new_policy(), per_prompt=10)
     assert abs(report.kl_to_reference.estimate) < 1e-6
-    assert report.kl_to_preferred.estimate == pytest.approx(world.kl_to_preferred(per_prompt=10).estimate, abs=1e-6)
+    assert report.kl_to_preferred.estimate == pytest.approx(
+        world.kl_to_preferred(per_prompt=10).estimate, abs=1e-6
+    )
 
 
 def test_what_there_is_to_learn_agrees_with_the_mean_over_chosen_responses(world):
@@ -74,7 +79,8 @@ def test_the_mean_over_chosen_responses_confirms_the_kl_of_a_moved_policy(world,
     # The same KL from draws of p+: E_p+[log 2W + log p_ref - log policy].
     pairs = preferences.draw_pairs(world, 700, seed=7)
     w = world.win_rate_of_responses(pairs.prompt, pairs.chosen)
-    log_ratio = world.log_prob(ruder, pairs.prompt, pairs.chosen) - world.log_prob(None, pairs.prompt, pairs.chosen)
+    log_prob, ref_log_prob = (world.log_prob(one, pairs.prompt, pairs.chosen) for one in (ruder, None))
+    log_ratio = log_prob - ref_log_prob
     terms = torch.log(2 * w) - log_ratio
     found = world.kl_to_preferred(ruder, per_prompt=50)
     error = terms.std().item() / math.sqrt(len(terms))
@@ -95,7 +101,9 @@ def test_the_log_probabilities_are_those_the_sampler_saw(world):
     prompts = world.prompts
     drawn = generate(world.model, world.tokenizer, prompts, max_new_tokens=64, seed=8, batch_size=64)
     assert bool(drawn.finished.all())
-    assert torch.allclose(world.log_prob(None, prompts, drawn.texts), drawn.policy_log_probs.double(), atol=1e-3)
+    assert torch.allclose(
+        world.log_prob(None, prompts, drawn.texts), drawn.policy_log_probs.double(), atol=1e-3
+    )
 
 
 def test_training_a_new_policy_leaves_the_reference_as_it_was(world):
@@ -116,15 +124,28 @@ def test_another_judge_sees_the_same_samples_and_a_new_reference_its_own(world, 
     assert moved.reference_features is None
 
 
+def test_a_population_of_pocket_worlds_judges_as_its_crowd_does(world):
+    groups = tuple(world.with_judge(name) for name in ("hurried", "chatty"))
+    population = preferences.Population(groups, (0.6, 0.4))
+    pairs = preferences.draw_population_pairs(population, 60, seed=10, annotators=5)
+    as_crowd = world.with_judge("crowd").preference_probability(pairs.prompt, pairs.chosen, pairs.rejected)
+    assert torch.allclose(
+        population.preference_probability(pairs.prompt, pairs.chosen, pairs.rejected), as_crowd
+    )
+    assert set(pairs.group.tolist()) == {0, 1}
+
+
 def test_flattery_grows_in_the_win_rate_of_its_own_judge(world):
     fond = world.with_judge("flattery")
     rates = fond.win_rate_of_responses(
-        [SKY] * 3, ["the sky is blue.", "you are kind. the sky is blue.", "you are kind and wise. the sky is blue."]
+        [SKY] * 3,
+        ["the sky is blue.", "you are kind. the sky is blue.", "you are kind and wise. the sky is blue."],
     )
     assert rates[0] < 0.5 < rates[1] < rates[2]
-    share = (fond.reference_table()[PROMPTS.index(PROMPTS[0]), :, pocket.FEATURE_NAMES.index("flattery")] == 0).double().mean()
-    below = 1 - share  # an unflattering response ties with `share` of its opponents
-    assert rates[0] < 0.5 * share + 0.5 * below
+    # An unflattering response ties with its like, and scores sigmoid(-k) against k adjectives.
+    adjectives = fond.reference_table()[0, :, pocket.FEATURE_NAMES.index("flattery")]
+    assert PROMPTS[0].text == SKY
+    assert rates[0].item() == pytest.approx(torch.sigmoid(-adjectives).mean().item())
 
 
 def test_show_prints_prompt_response_and_what_the_judge_reads(world, capsys):

@@ -12,7 +12,7 @@ from scipy import stats
 from course_utils.encoding import batch_from_ids, encode
 from course_utils.errors import CourseError
 from course_utils.logprobs import sequence_log_probs
-from course_utils.sampling import generate, sampling_log_probs
+from course_utils.sampling import _draw, generate, sampling_log_probs
 
 WORDS, END, LONGEST = 4, 3, 3
 PROMPTS = [[0], [1, 0, 2], [2, 2]]  # three lengths: two of them need padding
@@ -137,6 +137,13 @@ def test_top_p_at_an_exact_boundary_keeps_no_token_too_many_and_settles_ties_by_
     ]
     ties = torch.zeros(1, 4)
     assert sampling_log_probs(ties, 1.0, 0.5).isfinite().tolist() == [[True, True, False, False]]
+
+
+def test_a_token_of_probability_zero_is_not_drawn_even_at_the_edge_of_its_interval():
+    logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]]).repeat(3, 1)
+    token, log_probs = _draw(logits, torch.tensor([0.0, 0.5, 1 - 2**-53], dtype=torch.float64), 1.0, 1.0)
+    assert token.tolist() == [1, 3, 3]
+    assert torch.allclose(log_probs, torch.full((2, 3), 0.5, dtype=torch.float64).log())
 
 
 def test_temperature_zero_follows_the_most_probable_token(model):

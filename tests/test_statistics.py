@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -46,6 +48,12 @@ def test_an_interval_prints_as_many_digits_as_its_width_deserves():
     assert str(Interval(0.5, 0.5, 0.5, 0.95, 3)) == "0.5000 [0.5000, 0.5000] (95 %, n = 3)"
     assert str(Interval(0.0, 0.0, 0.0, 0.95, 2)) == "0 [0, 0] (95 %, n = 2)"
     assert str(Interval(1.0, -math.inf, math.inf, 0.95, 2)) == "1 [-inf, inf] (95 %, n = 2)"
+
+
+def test_importing_the_statistics_loads_neither_torch_nor_scipy():
+    code = "import sys, course_utils.statistics; print({'torch', 'scipy'} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "set()"
 
 
 def test_a_value_is_in_an_interval_when_it_lies_between_the_limits():
@@ -157,6 +165,15 @@ def test_a_statistic_without_axis_gives_the_same_limits_as_one_with_axis():
     without = bootstrap_interval(SAMPLE, lambda values: np.median(values), resamples=500, seed=4)
     assert with_axis == without
     assert with_axis != bootstrap_interval(SAMPLE, np.median, resamples=500, seed=5)
+
+
+def test_the_mean_has_the_same_bca_limits_by_its_short_cut_as_one_value_at_a_time():
+    for method in ("bca", "expanded"):
+        short = bootstrap_interval(SAMPLE, np.mean, resamples=500, seed=4, method=method)
+        long = bootstrap_interval(
+            SAMPLE, lambda values: np.mean(values), resamples=500, seed=4, method=method
+        )
+        assert (short.low, short.high) == pytest.approx((long.low, long.high), rel=1e-12)
 
 
 def test_rows_are_resampled_together_when_the_statistic_needs_them_together():

@@ -19,9 +19,7 @@ STEPS = 200
 def objective(
     theta: Tensor, phi_p: Tensor, phi_q: Tensor, losses: Losses, alpha: float, penalty: Tensor
 ) -> Tensor:
-    """mean_p numerator + alpha mean_p denominator + (1 - alpha) mean_q denominator + lambda |theta|**2 /
-    2.
-    """
+    """mean_p num + alpha mean_p den + (1 - alpha) mean_q den + lambda |theta|**2 / 2, with the two `losses`."""
     score_p, score_q = phi_p @ theta, phi_q @ theta
     mixture = (1 - alpha) * losses.denominator(score_q).mean()
     if alpha > 0:
@@ -57,10 +55,8 @@ def minimise(
     start: Tensor,
     tolerance: float = 1e-10,
 ) -> Tensor:
-    """Newton's method with step halving. A loss that is not finite is outside its domain, and never
-    stepped to.
-    """
-    theta, length = start, 1.0
+    """Newton's method with step halving. Where the loss is not finite its domain ends, and no step goes there."""
+    theta = start
     value = float(objective(theta, phi_p, phi_q, losses, alpha, penalty).detach())
     for _ in range(STEPS):
         gradient, hessian = gradient_and_hessian(theta, phi_p, phi_q, losses, alpha, penalty)
@@ -133,9 +129,7 @@ def _distance(*parts: Tensor) -> float:
 def _accept(theta: Tensor, off: float) -> Tensor:
     if not off <= ACCEPTED:
         what = f"the fit stopped where the gradient is still {off:.2g}"
-        remedy = (
-            "use a larger regularisation or width; a linear model may also need coefficients='nonnegative'"
-        )
+        remedy = "use a larger regularisation or width, or coefficients='nonnegative' for a linear model"
         raise CourseError("density-ratio-no-convergence", what, where="Newton's method", remedy=remedy)
     return theta
 

@@ -9,16 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from course_utils.density_ratios.family import check_alpha
 from course_utils.density_ratios.models import RatioEstimate, sample, two_samples
 from course_utils.errors import CourseError
 
 
 def relative_ratio(ratio: Tensor, alpha: float) -> Tensor:
-    """r_alpha = r / (alpha r + 1 - alpha) = p / (alpha p + (1 - alpha) q): never above 1/alpha, whatever r
-    is.
+    """r_alpha = r / (alpha r + 1 - alpha) = p / (alpha p + (1 - alpha) q): at most 1/alpha, whatever r is.
 
-    Written as 1 / (alpha + (1 - alpha) / r), which keeps the bound in floating point, and at an infinite r
-    too.
+    Written as 1 / (alpha + (1 - alpha) / r), which keeps that bound in floating point and at an infinite r.
     """
     check_alpha(alpha, "relative_ratio")
     ratio = torch.as_tensor(ratio)
@@ -30,13 +29,12 @@ def relative_ratio(ratio: Tensor, alpha: float) -> Tensor:
 
 
 def pearson_divergence(estimate: RatioEstimate, numerator: Any, denominator: Any) -> float:
-    """PE_alpha = E_mixture[ (r_alpha - 1)**2 ] / 2, estimated as Yamada et al. do, with n numerator and m
-    denominator points:
+    """PE_alpha = E_mixture[ (r_alpha - 1)**2 ] / 2, from n numerator points x and m denominator points y, as
 
-        -alpha/(2n) sum r(x_i)**2 - (1 - alpha)/(2m) sum r(y_j)**2 + 1/n sum r(x_i) - 1/2.
+        -alpha/(2n) sum r(x_i)**2 - (1 - alpha)/(2m) sum r(y_j)**2 + 1/n sum r(x_i) - 1/2
 
-    It is minus the least-squares loss: a lower bound in expectation for any fixed r, reached by the true one.
-    Points that r was fitted to make it too large.
+    (Yamada et al. 2011). It is minus the least-squares loss, so in expectation no fixed r gives more than the
+    true one. The points that r was fitted to make it too large.
     """
     p, q = two_samples(numerator, denominator, "pearson_divergence")
     alpha, ratio_p, ratio_q = estimate.settings.alpha, estimate.ratio(p), estimate.ratio(q)
@@ -46,7 +44,14 @@ def pearson_divergence(estimate: RatioEstimate, numerator: Any, denominator: Any
 
 def kl_divergence(estimate: RatioEstimate, numerator: Any) -> float:
     """KL(p || q), or to the mixture for a relative ratio: the mean log-ratio over numerator points."""
-    return float(estimate.log_ratio(sample(numerator, "numerator", "kl_divergence")).mean())
+    log_ratio = estimate.log_ratio(sample(numerator, "numerator", "kl_divergence"))
+    if bad := int((~torch.isfinite(log_ratio)).sum()):
+        what = (
+            f"the estimate is not positive at {bad} of {len(log_ratio)} points, so it has no logarithm there"
+        )
+        remedy = "use kliep or logistic, a larger width, or pearson_divergence"
+        raise CourseError("density-ratio-not-finite", what, where="kl_divergence", remedy=remedy)
+    return float(log_ratio.mean())
 
 
 def gaussian_ratio(mean_p: float, sd_p: float, mean_q: float, sd_q: float) -> Callable[[Any], Tensor]:
@@ -84,13 +89,6 @@ def gaussian_pearson(mean_p: float, sd_p: float, mean_q: float, sd_q: float, alp
     density = torch.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
     relative = relative_ratio(gaussian_ratio(mean_p, sd_p, mean_q, sd_q)(mean_p + sd_p * z), alpha)
     return (float((density * relative).sum() * (z[1] - z[0])) - 1) / 2
-
-
-def check_alpha(alpha: float, where: str) -> None:
-    if not 0 <= alpha < 1:
-        what = f"alpha must lie in [0, 1), got {alpha!r}"
-        remedy = "0 is the plain ratio; the relative ratio of alpha = 1 is 1 everywhere"
-        raise CourseError("density-ratio-alpha", what, where=where, remedy=remedy)
 
 
 def _check_gaussians(sd_p: float, sd_q: float, where: str) -> None:

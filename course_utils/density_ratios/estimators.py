@@ -35,8 +35,8 @@ def ulsif(
 ) -> RatioEstimate:
     """Least squares, min E_q[r**2]/2 - E_p[r] + lambda |theta|**2 / 2 over r = theta . phi, in closed form.
 
-    `coefficients="clip"` sets negative entries of theta to zero afterwards, as the paper does; "keep" leaves
-    them, and then the estimate may be negative.
+    `coefficients="clip"` sets negative entries of theta to zero afterwards, as the paper does, so that the
+    estimate is nowhere negative. "keep" leaves them: less biased, and better once there are many points.
     """
     shared = {"features": features, "centres": centres, "width": width, "regularisation": regularisation}
     return select("ulsif", numerator, denominator, coefficients=coefficients, seed=seed, **shared).estimate

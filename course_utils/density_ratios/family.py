@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.nn.functional import logsigmoid
 
 from course_utils.errors import CourseError
 
@@ -38,14 +38,10 @@ def logistic(ratio: Tensor) -> Tensor:
 
 
 def power(lam: float) -> Function:
-    """Basu's power divergence, f = (r**(1 + lam) - r) / lam: KLIEP's as lam -> 0, least squares (doubled)
-    at 1.
-    """
+    """Basu's power divergence, f = (r**(1 + lam) - r) / lam: KLIEP's as lam -> 0, least squares at lam = 1."""
     if not lam > 0:
-        remedy = "for the limit at 0 use the generator 'kl'"
-        raise CourseError(
-            "density-ratio-option", f"lam must be positive, got {lam!r}", where="power", remedy=remedy
-        )
+        what, remedy = f"lam must be positive, got {lam!r}", "for the limit at 0 use the generator 'kl'"
+        raise CourseError("density-ratio-option", what, where="power", remedy=remedy)
     return lambda ratio: (ratio ** (1 + lam) - ratio) / lam
 
 
@@ -60,6 +56,13 @@ def generator_named(generator: str | Function, where: str) -> Function:
         what = f"unknown generator {generator!r}"
         raise CourseError("density-ratio-option", what, where=where, remedy=remedy)
     return GENERATORS[generator]
+
+
+def check_alpha(alpha: float, where: str) -> None:
+    if not 0 <= alpha < 1:
+        what = f"alpha must lie in [0, 1), got {alpha!r}"
+        remedy = "0 is the plain ratio; the relative ratio of alpha = 1 is 1 everywhere"
+        raise CourseError("density-ratio-alpha", what, where=where, remedy=remedy)
 
 
 def derivative(f: Function) -> Function:
@@ -80,17 +83,11 @@ def bregman_loss(
     generator: str | Function = "least-squares",
     alpha: float = 0.0,
 ) -> Tensor:
-    """The loss of an estimate, from its values on a numerator sample and on a denominator sample.
-
-    Weights for an exact expectation are not needed here: on a finite world repeat the outcomes, or write the
-    sum.
-    """
+    """The loss of an estimate, from its values on a numerator sample and on a denominator sample."""
+    check_alpha(alpha, "bregman_loss")
     of_numerator, of_denominator = losses_of_ratio(generator_named(generator, "bregman_loss"))
-    mixture = (
-        alpha * of_denominator(ratio_numerator).mean()
-        + (1 - alpha) * of_denominator(ratio_denominator).mean()
-    )
-    return mixture + of_numerator(ratio_numerator).mean()
+    on_p, on_q = of_denominator(ratio_numerator).mean(), of_denominator(ratio_denominator).mean()
+    return of_numerator(ratio_numerator).mean() + alpha * on_p + (1 - alpha) * on_q
 
 
 def losses_of_ratio(f: Function) -> tuple[Function, Function]:
@@ -110,9 +107,6 @@ class Losses:
     denominator: Function
     link: str
 
-    def ratio(self, score: Tensor) -> Tensor:
-        return score.exp() if self.link == "exponential" else score
-
 
 def losses(f: Function, link: str) -> Losses:
     """Any member of the family, straight from f."""
@@ -126,4 +120,7 @@ def losses(f: Function, link: str) -> Losses:
 LEAST_SQUARES = Losses(lambda ratio: 1 - ratio, lambda ratio: (ratio**2 - 1) / 2, "linear")
 KLIEP = Losses(lambda ratio: -ratio.log(), lambda ratio: ratio, "linear")
 KLIEP_EXPONENTIAL = Losses(lambda log_ratio: -log_ratio, lambda log_ratio: log_ratio.exp(), "exponential")
-LOGISTIC = Losses(lambda log_ratio: softplus(-log_ratio), softplus, "exponential")
+# logsigmoid and not softplus: torch's softplus drops its exponential above 20, an error of 2e-9
+LOGISTIC = Losses(
+    lambda log_ratio: -logsigmoid(log_ratio), lambda log_ratio: -logsigmoid(-log_ratio), "exponential"
+)

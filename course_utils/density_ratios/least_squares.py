@@ -9,8 +9,7 @@ from course_utils.errors import CourseError
 
 
 def solve(phi_p: Tensor, phi_q: Tensor, alpha: float, penalty: Tensor, clip: bool) -> Tensor:
-    """theta = (H + lambda I)**-1 h, with H = alpha mean_p phi phi' + (1 - alpha) mean_q phi phi', h = mean_p
-    phi.
+    """theta = (H + lambda I)**-1 h, H = alpha mean_p phi phi' + (1 - alpha) mean_q phi phi', h = mean_p phi.
 
     `phi_p` and `phi_q` are the features of the two samples. `clip` sets negative entries to zero afterwards.
     """

@@ -1,6 +1,4 @@
-"""What is fitted: a score theta . phi(x) over Gaussian kernels or given features; and the samples it is
-fitted to.
-"""
+"""What is fitted, theta . phi(x) over Gaussian kernels or given features, and the samples it is fitted to."""
 
 from __future__ import annotations
 
@@ -51,7 +49,9 @@ class Basis:
                 remedy = "return a finite tensor of shape [points, features]"
                 raise CourseError("density-ratio-features", what, where="features", remedy=remedy)
         else:
-            columns = torch.exp(-(torch.cdist(x, self.centres) ** 2) / (2 * self.width**2))
+            # differences, not |x|**2 - 2 x.c + |c|**2, which loses its digits far from the origin
+            distance = torch.cdist(x, self.centres, compute_mode="donot_use_mm_for_euclid_dist")
+            columns = torch.exp(-((distance / self.width) ** 2) / 2)
         if self.constant:
             columns = torch.cat([columns, columns.new_ones(len(x), 1)], dim=1)
         return columns

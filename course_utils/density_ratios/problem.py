@@ -1,6 +1,4 @@
-"""One estimator on one pair of samples: how a candidate width and regularisation is fitted, and how it is
-scored.
-"""
+"""One estimator on one pair of samples: how a width and a regularisation are fitted, and how they score."""
 
 from __future__ import annotations
 
@@ -21,9 +19,7 @@ METHODS = ("ulsif", "rulsif", "kliep", "logistic", "bregman")
 
 @dataclass(frozen=True)
 class Problem:
-    """`coefficients` is "keep" (theta is free), "clip" (negatives set to zero afterwards) or
-    "nonnegative".
-    """
+    """`coefficients`: "keep" (theta is free), "clip" (negatives to zero afterwards) or "nonnegative"."""
 
     method: str
     p: Tensor
@@ -81,9 +77,7 @@ class Problem:
         return found if math.isfinite(found) else math.inf
 
     def _cross_validation(self, phi_p: Tensor, phi_q: Tensor, penalty: Tensor) -> float:
-        """Mean over the folds. KLIEP's is its likelihood: every fold is fitted with all denominator
-        points.
-        """
+        """Mean over the folds. KLIEP's is its likelihood: all denominator points serve every fold."""
         fold_p = shuffled(len(phi_p), self.seed) % self.folds
         fold_q = shuffled(len(phi_q), self.seed + 1) % self.folds
         found = 0.0
@@ -109,9 +103,9 @@ def stated(
     link: str | None,
 ) -> Problem:
     """What the name of a method and its options stand for; combinations without a meaning are refused."""
-    if not 0 <= alpha < 1 or (alpha > 0 and method in ("ulsif", "kliep")):
-        what = f"alpha is {alpha!r} for {method}"
-        remedy = "alpha lies in [0, 1), 0 being the plain ratio; ulsif and kliep estimate the plain one only"
+    family.check_alpha(alpha, method)
+    if alpha > 0 and method in ("ulsif", "kliep"):
+        what, remedy = f"{method} estimates the plain ratio only", "use rulsif, logistic or bregman"
         raise CourseError("density-ratio-alpha", what, where=method, remedy=remedy)
     signs = {
         "ulsif": ("clip", "keep"),
@@ -130,9 +124,9 @@ def stated(
         return Problem(method, p, q, family.KLIEP, coefficients="nonnegative")
     if method == "logistic":
         return Problem(method, p, q, family.LOGISTIC, alpha)
-    link = link or ("exponential" if generator == "logistic" else "linear")
-    losses = family.losses(family.generator_named(generator, method), link)
-    return Problem(method, p, q, losses, alpha, coefficients)
+    generator = family.generator_named(generator, method)
+    link = link or ("exponential" if generator is family.logistic else "linear")
+    return Problem(method, p, q, family.losses(generator, link), alpha, coefficients)
 
 
 def among(value: Any, allowed: tuple[Any, ...], name: str, where: str) -> None:

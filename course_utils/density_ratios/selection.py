@@ -1,6 +1,4 @@
-"""Which width, which regularisation? Fit the whole grid, and keep what does best on points it has not
-seen.
-"""
+"""Which width, which regularisation? Fit the whole grid, and keep what does best on points not seen."""
 
 from __future__ import annotations
 
@@ -64,17 +62,11 @@ def select(
     problem = stated(method, p, q, alpha, coefficients, generator, link)
     if not problem.closed_form and not 2 <= folds <= min(len(p), len(q)):
         what = f"{folds} folds for {len(p)} and {len(q)} points"
-        raise CourseError(
-            "density-ratio-option", what, where=method, remedy="at least 2, at most one per point"
-        )
-    if features is None:
-        centres = (
-            draw_centres(p, centres, seed) if isinstance(centres, int) else two_samples(centres, p, method)[0]
-        )
-        widths = _candidates(width, "width", method, positive=True)
-        widths = widths or tuple(factor * median_distance(p, q) for factor in WIDTHS)
-    else:
-        centres, widths = None, (None,)
+        remedy = "at least 2, at most one per point"
+        raise CourseError("density-ratio-option", what, where=method, remedy=remedy)
+    centres, widths = (
+        (None, (None,)) if features is not None else _kernels(p, q, centres, width, method, seed)
+    )
     problem = replace(problem, features=features, centres=centres, folds=folds, seed=seed)
     regularisations = _candidates(regularisation, "regularisation", method) or REGULARISATIONS[method]
     scores = _scores(problem, widths, regularisations)
@@ -83,6 +75,19 @@ def select(
     score = None if scores.isnan().any() else float(scores[row, column])
     estimate = problem.estimate(widths[row], regularisations[column], score)
     return Selection(estimate, widths, regularisations, scores)
+
+
+def _kernels(
+    p: Tensor, q: Tensor, centres: int | Tensor, width: float | Sequence[float] | None, method: str, seed: int
+) -> tuple[Tensor, tuple[float, ...]]:
+    if isinstance(centres, int):
+        centres = draw_centres(p, centres, seed)
+    else:
+        centres, _ = two_samples(centres, p, method)
+    if width is not None:
+        return centres, _candidates(width, "width", method, positive=True)
+    distance = median_distance(p, q)
+    return centres, tuple(factor * distance for factor in WIDTHS)
 
 
 def _scores(problem: Problem, widths: tuple[float | None, ...], regularisations: tuple[float, ...]) -> Tensor:
@@ -115,7 +120,6 @@ def _candidates(
     found = tuple(float(one) for one in (values if hasattr(values, "__len__") else (values,)))
     if not found or not all(math.isfinite(one) and one >= 0 and (one > 0 or not positive) for one in found):
         what = f"{name} must be finite and {'above' if positive else 'at least'} 0, got {values!r}"
-        raise CourseError(
-            "density-ratio-option", what, where=where, remedy="pass one number, several, or None"
-        )
+        remedy = "pass one number, several, or None for the usual grid"
+        raise CourseError("density-ratio-option", what, where=where, remedy=remedy)
     return found

@@ -1,4 +1,4 @@
-"""The checks of lesson 00: a win rate, a divergence, and the policy that preference alignment aims at."""
+"""The checks of lesson 00: a win rate, a divergence, and the classical target, the tilted policy."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ EXERCISES = (
         title="Tilt a distribution",
         truth=tilt,
         cases=_tilt_cases,
-        explain="Every method of the course is measured by how near it comes to this policy.",
+        explain="This is the optimum of reward minus beta times KL: what RLHF and DPO aim at, and RDRO does not.",
         also_right=(
             lambda reference, reward, beta: torch.softmax(reference.log() + reward / beta, dim=0),
             lambda reference, reward, beta: _normalised(

@@ -326,6 +326,19 @@ EXERCISES = (
                 ),
             ),
             Mistake(
+                "one score pinned",
+                "These are errors relative to one answer whose score is held at zero; here the scores sum to "
+                "zero: use the pseudo-inverse of the whole matrix.",
+                lambda hessian: torch.cat(
+                    [hessian.new_zeros(1), torch.linalg.inv(hessian[1:, 1:]).diagonal().sqrt()]
+                ),
+                (
+                    lambda hessian: torch.cat(
+                        [torch.linalg.inv(hessian[:-1, :-1]).diagonal().sqrt(), hessian.new_zeros(1)]
+                    ),
+                ),
+            ),
+            Mistake(
                 "sign",
                 "A variance came out negative: `hessian` is already that of the negative log-likelihood, so "
                 "it needs no further minus.",

@@ -115,11 +115,16 @@ def bootstrap_interval(
     elif method == "expanded":
         levels = _expanded_levels(confidence, len(values))
     else:
-        kept = ~np.eye(len(values), dtype=bool)
-        without_one = np.array([statistic(values[row]) for row in kept], dtype=float)
-        levels = _bca_levels(estimate, draws, without_one, confidence)
+        levels = _bca_levels(estimate, draws, _without_each(values, statistic), confidence)
     low, high = np.quantile(draws, levels)
     return Interval(estimate, float(low), float(high), confidence, len(values))
+
+
+def _without_each(values: np.ndarray, statistic: Callable[..., Any]) -> np.ndarray:
+    """The statistic with each value left out in turn."""
+    if statistic is np.mean and values.ndim == 1:  # at once, where one by one would cost n**2
+        return (values.sum() - values) / (values.size - 1)
+    return np.array([statistic(np.delete(values, row, axis=0)) for row in range(len(values))], dtype=float)
 
 
 def _two_sided(tail: float) -> tuple[float, float]:

@@ -33,6 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from course_utils.errors import CourseError
+from course_utils.training.identity import named_tensors
 
 KEEP = 2
 SUMS, STATE = "sha256.json", "state.json"
@@ -101,7 +102,7 @@ class Checkpoints:
             place.rename(part.with_suffix(".old"))
         part.rename(place)
         _flush_folder(self.folder)
-        self._tidy()
+        self._tidy(place)
         return place
 
     def _places(self) -> list[Path]:
@@ -109,11 +110,12 @@ class Checkpoints:
             return []
         return [path for path in self.folder.iterdir() if _NAME.match(path.name) and path.is_dir()]
 
-    def _tidy(self) -> None:
-        """Remove old checkpoints, and what a killed run left half written."""
-        old = sorted(self._places())[:-KEEP]
+    def _tidy(self, last: Path) -> None:
+        """Remove old checkpoints, later ones (damaged, or they would have been used), and what a killed run left."""
+        places = sorted(self._places())
+        until = places.index(last) + 1
         unfinished = [path for path in self.folder.iterdir() if _UNFINISHED.match(path.name)]
-        for path in [*old, *unfinished]:
+        for path in [*places[: max(0, until - KEEP)], *places[until:], *unfinished]:
             shutil.rmtree(path, ignore_errors=True)
 
     def _read(self, place: Path) -> Checkpoint | None:
@@ -127,8 +129,9 @@ class Checkpoints:
             tensors = {name.partition(".")[0]: self._load(content) for name, content in contents.items()}
             return Checkpoint(int(state["step"]), state, tensors)
         except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
             warnings.warn(
-                f"The checkpoint {place.name} is damaged ({error}); the one before it is used, if there is one.",
+                f"The checkpoint {place.name} is damaged ({reason}); the one before it is used, if there is one.",
                 UserWarning,
                 stacklevel=4,
             )
@@ -149,11 +152,6 @@ class Checkpoints:
                 remedy="go on with the settings, data, policy and reference of the first run (make the policy anew "
                 "before you resume), or give another checkpoint_dir.",
             )
-
-
-def named_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name; a tensor that two layers share appears once."""
-    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
 @torch.no_grad()
@@ -182,31 +180,6 @@ def restore_optimizer(
         index, _, key = name.partition(".")
         state.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def fingerprint(value: Any) -> str:
-    """A short hash of tensors, texts, numbers, and lists and mappings of them."""
-    digest = hashlib.sha256()
-    _feed(digest, value)
-    return digest.hexdigest()[:16]
-
-
-def _feed(digest: Any, value: Any) -> None:
-    if isinstance(value, Tensor):
-        value = value.detach().cpu().contiguous()
-        digest.update(f"tensor {tuple(value.shape)} {value.dtype}\n".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b"")
-    elif isinstance(value, dict):
-        digest.update(f"mapping {len(value)}\n".encode())
-        for key, each in value.items():
-            digest.update(f"{key}\n".encode())
-            _feed(digest, each)
-    elif isinstance(value, list | tuple):
-        digest.update(f"list {len(value)}\n".encode())
-        for each in value:
-            _feed(digest, each)
-    else:
-        digest.update(f"{type(value).__name__} {value!r}\n".encode())
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

@@ -66,7 +66,9 @@ def lay_out(feedback: Any, objective: Any) -> Layout:
     """The columns of this feedback that the objective is made for."""
     kind = objective.feedback
     if kind not in ACCEPTED or not isinstance(feedback, ACCEPTED[kind]):
-        wanted = "OnPolicy" if kind == "on-policy" else " or ".join(t.__name__ for t in ACCEPTED.get(kind, ()))
+        wanted = (
+            "OnPolicy" if kind == "on-policy" else " or ".join(t.__name__ for t in ACCEPTED.get(kind, ()))
+        )
         raise CourseError(
             "feedback-of-another-kind",
             f"{objective.name} learns from {kind!r} feedback, and a {type(feedback).__name__} was given.",
@@ -231,7 +233,9 @@ class EncodedExamples:
 
         batch = self._encoded if rows is None else self._encoded.select(rows)
         prompts, responses = [], []
-        for ids, real, counted in zip(batch.input_ids, batch.attention_mask, batch.response_mask, strict=True):
+        for ids, real, counted in zip(
+            batch.input_ids, batch.attention_mask, batch.response_mask, strict=True
+        ):
             prompts.append(ids[real & ~counted].tolist())
             responses.append(ids[counted].tolist())
         encoded = batch_from_ids(prompts, responses[1:] + responses[:1])
@@ -258,7 +262,9 @@ def examples_for(policy: Any, layout: Layout, share_prompt: bool = False) -> Exa
 
 
 @torch.no_grad()
-def sampled_examples(policy: Any, feedback: OnPolicy, rows: Tensor | None, generator: torch.Generator) -> Examples:
+def sampled_examples(
+    policy: Any, feedback: OnPolicy, rows: Tensor | None, generator: torch.Generator
+) -> Examples:
     """One response of the policy to each prompt of a batch, with its reward."""
     prompts = _taken(feedback.prompt, rows)
     if not hasattr(policy, "tokenizer"):

@@ -99,7 +99,9 @@ class History:
     @classmethod
     def from_plain(cls, rows: list[dict[str, Any]]) -> Self:
         """The rows again."""
-        return cls([{k: _WORDS.get(v, v) if isinstance(v, str) else v for k, v in row.items()} for row in rows])
+        return cls(
+            [{k: _WORDS.get(v, v) if isinstance(v, str) else v for k, v in row.items()} for row in rows]
+        )
 
     def _text(self) -> str:
         return json.dumps(self.plain(), indent=0, allow_nan=False)
@@ -119,7 +121,9 @@ class History:
 
     def _table(self) -> list[list[str]]:
         """Names, and the first and last rows, as text."""
-        names, rows = self.columns, [*self.rows]
+        names, rows = self.columns, self.rows
+        if not rows:
+            return []
         short = len(rows) <= SHOWN_FIRST + SHOWN_LAST + 1
         picked = rows if short else [*rows[:SHOWN_FIRST], None, *rows[-SHOWN_LAST:]]
         return [

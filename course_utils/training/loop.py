@@ -19,7 +19,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +32,12 @@ from course_utils.references import FrozenReference, MovingReference
 from course_utils.training.checkpoints import (
     Checkpoint,
     Checkpoints,
-    fingerprint,
-    named_tensors,
     optimizer_state,
     restore_module,
     restore_optimizer,
 )
 from course_utils.training.history import History
+from course_utils.training.identity import identity_of, named_tensors
 from course_utils.training.problem import Problem, not_finite
 from course_utils.training.progress import duration, progress_line
 from course_utils.training.settings import TrainingSettings, derived_seed
@@ -101,14 +100,18 @@ def train(
     settings = settings or TrainingSettings()
     objective = objectives.get(objective) if isinstance(objective, str) else objective
     parameters = _trainable(policy)
+    _require_effect(settings, evaluate, checkpoint_dir)
     ref = _reference(policy, ref, objective)
     problem = Problem(
         policy, feedback, objective, ref, settings, loss_settings, extra_terms, proposal, cache_dir
     )
     optimizer = settings.make_optimizer(parameters)
+    optimizer.zero_grad()  # nothing left over from what was computed with this policy before
     history, first, keeper = History(), 0, None
     if checkpoint_dir is not None:
-        identity = _identity(policy, feedback, objective, ref, settings, extra_terms, proposal, loss_settings)
+        identity = identity_of(
+            policy, feedback, objective, ref, settings, extra_terms, proposal, loss_settings
+        )
         keeper = Checkpoints(checkpoint_dir, identity)
         found = keeper.latest()
         if found is not None:
@@ -166,6 +169,21 @@ def _trainable(policy: Any) -> list[nn.Parameter]:
     return parameters
 
 
+def _require_effect(settings: TrainingSettings, evaluate: Any, checkpoint_dir: Any) -> None:
+    """A setting that nothing reads is a mistake waiting to be believed."""
+    for name, needs, given in (
+        ("evaluate_every", "evaluate", evaluate),
+        ("checkpoint_every", "checkpoint_dir", checkpoint_dir),
+    ):
+        if getattr(settings, name) and given is None:
+            raise CourseError(
+                "setting-without-effect",
+                f"{name} = {getattr(settings, name)} was set, and {needs} was not given.",
+                where="train(policy, feedback, objective, settings=...)",
+                remedy=f"give {needs}=..., or leave {name} at 0.",
+            )
+
+
 def _reference(policy: Any, ref: Any, objective: Any) -> Any:
     """The reference of the run. One that shares its weights with the policy would move without a word: refused."""
     if ref is None:
@@ -180,7 +198,7 @@ def _reference(policy: Any, ref: Any, objective: Any) -> Any:
             "becomes one with TablePolicy.from_probabilities(table).",
         )
     if isinstance(model, nn.Module):
-        own = {parameter.data_ptr() for parameter in policy.parameters()}
+        own = {parameter.data_ptr() for parameter in policy.parameters() if parameter.requires_grad}
         if any(parameter.data_ptr() in own for parameter in model.parameters()):
             raise CourseError(
                 "reference-is-the-policy",
@@ -189,45 +207,6 @@ def _reference(policy: Any, ref: Any, objective: Any) -> Any:
                 remedy="leave ref out, or pass FrozenReference(policy), which makes a copy.",
             )
     return ref
-
-
-def _identity(
-    policy: Any,
-    feedback: Any,
-    objective: Any,
-    ref: Any,
-    settings: TrainingSettings,
-    extra_terms: Mapping[str, float] | None,
-    proposal: Any,
-    loss_settings: dict[str, Any],
-) -> dict[str, Any]:
-    """What must be equal for a run to be the same run. How often it is saved is not part of it."""
-    tensors = {name: (tuple(t.shape), str(t.dtype)) for name, t in named_tensors(policy).items()}
-    reward = getattr(feedback, "reward", None)
-    return {
-        "objective": objective.name,
-        "loss_settings": {k: v if isinstance(v, int | float | str) else fingerprint(v) for k, v in loss_settings.items()},
-        "extra_terms": dict(extra_terms or {}),
-        "settings": asdict(replace(settings, checkpoint_every=0)),
-        "feedback": {
-            "kind": type(feedback).__name__,
-            "rows": len(feedback),
-            "content": fingerprint(feedback.columns()),
-            "reward": getattr(reward, "__qualname__", type(reward).__name__) if callable(reward) else None,
-        },
-        "policy": {"kind": type(policy).__name__, "tensors": fingerprint(tensors)},
-        "reference": _kind_of(ref),
-        "proposal": _kind_of(proposal),
-    }
-
-
-def _kind_of(ref: Any) -> dict[str, Any]:
-    """A reference that stays is known by its content; one that moves carries its state in the checkpoint."""
-    if isinstance(ref, MovingReference):
-        return {"kind": "MovingReference", "alpha": ref.alpha, "every": ref.every, "space": ref.space}
-    model = ref.model if isinstance(ref, FrozenReference) else ref
-    content = fingerprint(named_tensors(model)) if isinstance(model, nn.Module) else None
-    return {"kind": None if ref is None else "stays", "content": content}
 
 
 def _require_resume(resume: bool, checkpoint_dir: Any) -> None:

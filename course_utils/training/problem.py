@@ -25,7 +25,7 @@ from course_utils.references import FrozenReference, MovingReference
 from course_utils.training.examples import Examples, OnPolicy, examples_for, lay_out, sampled_examples
 from course_utils.training.order import DataOrder
 from course_utils.training.settings import TrainingSettings, derived_seed
-from course_utils.training.terms import BATCH, MISMATCHED, Term, extra_term, inputs_of, main_term
+from course_utils.training.terms import BATCH, MISMATCHED, extra_term, main_term
 
 MAX_LISTED = 8
 
@@ -99,6 +99,8 @@ class Problem:
         try:
             return self._gradient(policy, examples, rows, within, step)
         except CourseError as error:
+            if error.id == "training-not-finite":
+                raise  # it says so already
             where = f"{error.where}, at step {step + 1}, {self.place(rows)}".removeprefix(", ")
             raise CourseError(error.id, error.what, where=where, remedy=error.remedy) from error
 
@@ -178,7 +180,10 @@ class Problem:
     def _computed(self, name: str, policy: Any, examples: Examples, rows: Tensor | None) -> Tensor:
         if name == "kl":
             other = examples.mismatched(rows)
-            policy_scores, ref_scores = other.log_probs(policy, None), other.log_probs(self.ref_scores.model, None)
+            policy_scores, ref_scores = (
+                other.log_probs(policy, None),
+                other.log_probs(self.ref_scores.model, None),
+            )
             return objectives.kto_kl(policy_scores[""], ref_scores[""])
         columns = self.columns(policy, examples, rows)
         beta = self.terms[0].settings.get("beta", self.terms[0].objective.defaults["beta"])

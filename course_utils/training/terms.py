@@ -65,7 +65,11 @@ def main_term(objective: Any, settings: dict[str, Any], layout: Layout | None, r
     over = "all"
     if layout is not None and "preferred" in layout.constants:
         own = "pooled" if str(objective.name).endswith("_pooled") else "classwise"
-        over = "each class" if (reduction or getattr(objective, "reduction", None) or own) == "classwise" else "all"
+        over = (
+            "each class"
+            if (reduction or getattr(objective, "reduction", None) or own) == "classwise"
+            else "all"
+        )
     elif reduction is not None:
         raise CourseError(
             "unknown-setting",

@@ -1,15 +1,17 @@
 """The pocket world: a small language model, a judge that reads its texts, and the truth about both.
 
     world = pocket.load_world(judge="bradley_terry")
-    pairs = preferences.draw_pairs(world, 1000, seed=0)          texts, compared by the judge
-    policy = world.new_policy()                                  a copy of the reference, to be trained
-    print(world.report(policy))                                  KL to the truth, win rate, reward, what the texts are like
+    pairs = preferences.draw_pairs(world, 1000, seed=0)      texts, compared by the judge
+    policy = world.new_policy()                              a copy of the reference, to be trained
+    print(world.report(policy))                              KL to the truth, win rate, reward, diversity
     world.show(world.draw(policy, per_prompt=1, seed=0), 5)
 
-The reference p_ref is the model `sft`. A judge sees features of the text (`pocket_features`), so preferences, rewards and win rates
-are known, and the preferred distribution p+ is known up to a Monte-Carlo error that comes with an interval (`pocket_truth`).
+The reference p_ref is the model `sft`. A judge sees features of the text (`pocket_features`), so preferences,
+rewards and win rates are known, and the preferred distribution p+ is known up to a Monte-Carlo error that
+comes with an interval (`pocket_truth`).
 
-Wherever a method takes a `policy`, a LanguageModelPolicy or the bare transformers model will do. Prompts count equally.
+Wherever a method takes a `policy`, a LanguageModelPolicy or the bare transformers model will do. Prompts
+count equally.
 """
 
 from __future__ import annotations
@@ -61,7 +63,7 @@ __all__ = [
 
 @dataclass(frozen=True, eq=False)
 class PocketSample:
-    """Responses drawn from a policy, prompt by prompt, as many to each: their texts and their features [N, 9]."""
+    """Responses drawn from a policy, prompt by prompt, as many to each: texts and features [N, 9]."""
 
     prompts: list[str]
     responses: list[str]
@@ -102,7 +104,11 @@ class PocketWorld:
         return [PROMPTS[i].text for i in torch.randint(len(PROMPTS), (n,), generator=generator).tolist()]
 
     def sample_responses(
-        self, prompts: Sequence[str], generator: torch.Generator, proposal: Any = None, temperature: float = 1.0
+        self,
+        prompts: Sequence[str],
+        generator: torch.Generator,
+        proposal: Any = None,
+        temperature: float = 1.0,
     ) -> list[str]:
         """One response to each prompt, from the reference or from another policy."""
         from course_utils.sampling import generate
@@ -122,7 +128,9 @@ class PocketWorld:
         self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]
     ) -> Tensor:
         """P(first preferred to second) for each row, exactly."""
-        return self.judge.preference_probability(feature_table(prompts, first), feature_table(prompts, second))
+        return self.judge.preference_probability(
+            feature_table(prompts, first), feature_table(prompts, second)
+        )
 
     def reward_of(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
         """The judge's reward of each response, exactly; a cyclic judge and a crowd have none."""
@@ -136,7 +144,7 @@ class PocketWorld:
 
         model = copy.deepcopy(self.model)
         model.requires_grad_(True)
-        return LanguageModelPolicy(model, self.tokenizer, sample_options={"max_new_tokens": MAX_NEW_TOKENS})
+        return LanguageModelPolicy(model, self.tokenizer, max_new_tokens=MAX_NEW_TOKENS)
 
     def draw(self, policy: Any = None, per_prompt: int = 50, seed: int = 0) -> PocketSample:
         """The same number of responses to every prompt, from a policy or from the reference."""
@@ -157,7 +165,8 @@ class PocketWorld:
         batch = encode(self.tokenizer, prompts, responses)
         values = torch.empty(len(prompts), dtype=torch.float64)
         with scoring_mode(model):
-            for rows in batch.attention_mask.sum(dim=1).argsort().split(batch_size):  # similar lengths together
+            # Similar lengths together: less padding.
+            for rows in batch.attention_mask.sum(dim=1).argsort().split(batch_size):
                 values[rows] = sequence_log_probs(model, batch.select(rows)).double()
         return values
 
@@ -186,7 +195,8 @@ class PocketWorld:
     ) -> Interval:
         """KL(p+ || policy). Without a policy: KL(p+ || p_ref), what there is to learn.
 
-        The same seed uses the same reference responses for every policy, so two policies can be compared closely.
+        The same seed uses the same reference responses for every policy, so two policies can be compared
+        closely.
         """
         sample, ref_log_prob = self._reference_draw(per_prompt, seed)
         log_prob = ref_log_prob if policy is None else self.log_prob(policy, sample.prompts, sample.responses)
@@ -206,15 +216,12 @@ class PocketWorld:
 
     def mean_reward(self, policy: Any, per_prompt: int = 50, seed: int = 0) -> Interval:
         """The judge's mean reward of the policy's responses."""
-        sample = self.draw(policy, per_prompt, seed)
-        return pocket_truth.mean_over_prompts(self.judge.reward_of(sample.features), sample.prompt_index)
+        return self._mean_reward(self.draw(policy, per_prompt, seed))
 
     def report(self, policy: Any, per_prompt: int = 50, seed: int = 0) -> PocketReport:
         """Everything at once, from one draw of the policy and one of the reference."""
         sample = self.draw(policy, per_prompt, seed)
-        reward = None
-        if isinstance(self.judge, RewardJudge):
-            reward = pocket_truth.mean_over_prompts(self.judge.reward_of(sample.features), sample.prompt_index)
+        reward = self._mean_reward(sample) if isinstance(self.judge, RewardJudge) else None
         return PocketReport(
             win_rate=self._win_rate(sample),
             kl_to_preferred=self.kl_to_preferred(policy, per_prompt, seed),
@@ -232,14 +239,16 @@ class PocketWorld:
         return replace(self, judge=judge_named(judge))
 
     def with_reference(self, policy: Any) -> PocketWorld:
-        """The same judge with a copy of this policy as the reference: where a next round of alignment begins."""
+        """The same judge with a copy of this policy as the reference: the next round of alignment."""
         model = copy.deepcopy(_model_of(policy)).eval()
         model.requires_grad_(False)
         return PocketWorld(model, self.tokenizer, self.judge)
 
     # -------------------- reading
 
-    def show(self, sample: PocketSample | Sequence[tuple[str, str]], n: int = 6, seed: int | None = None) -> None:
+    def show(
+        self, sample: PocketSample | Sequence[tuple[str, str]], n: int = 6, seed: int | None = None
+    ) -> None:
         """Print n responses with what the judge reads in them; `sample` may also be rows (prompt, response).
 
         Rows are spread evenly over the sample, or drawn with `seed`.
@@ -259,7 +268,12 @@ class PocketWorld:
 
     def _win_rate(self, sample: PocketSample) -> Interval:
         judged = self.judge.preference_probability
-        return pocket_truth.mean_win_rate(judged, sample.features, sample.prompt_index, self.reference_table())
+        return pocket_truth.mean_win_rate(
+            judged, sample.features, sample.prompt_index, self.reference_table()
+        )
+
+    def _mean_reward(self, sample: PocketSample) -> Interval:
+        return pocket_truth.mean_over_prompts(self.judge.reward_of(sample.features), sample.prompt_index)
 
     def _kl_to_reference(self, policy: Any, sample: PocketSample) -> Interval:
         score = partial(self.log_prob, prompts=sample.prompts, responses=sample.responses)
@@ -294,15 +308,17 @@ def load_world(
 
 
 def _model_of(policy: Any) -> Any:
-    """The transformers model of a LanguageModelPolicy, or the model itself."""
-    model = policy if hasattr(policy, "get_output_embeddings") else getattr(policy, "model", None)
-    if not hasattr(model, "get_output_embeddings"):
-        raise CourseError(
-            "pocket-not-a-language-model",
-            f"a {type(policy).__name__} is not a language model.",
-            where="a policy of the pocket world",
-            remedy="give a LanguageModelPolicy (world.new_policy()) or a transformers causal language model.",
-        )
+    """The transformers model inside a LanguageModelPolicy or a frozen reference, or the model itself."""
+    model = policy
+    while not hasattr(model, "get_output_embeddings"):
+        if not hasattr(model, "model"):
+            raise CourseError(
+                "pocket-not-a-language-model",
+                f"a {type(policy).__name__} is not a language model.",
+                where="a policy of the pocket world",
+                remedy="give a LanguageModelPolicy (world.new_policy()) or a transformers causal language model.",
+            )
+        model = model.model
     return model
 
 

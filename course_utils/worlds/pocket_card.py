@@ -1,4 +1,4 @@
-"""The card of the pocket checkpoints: data/pocket/README.md, written from what was measured and never by hand."""
+"""The card of the pocket checkpoints, data/pocket/README.md: written from what was measured, never by hand."""
 
 from __future__ import annotations
 
@@ -21,29 +21,47 @@ def card(folder: Path) -> str:
             file = folder / f"{architecture}-{name}" / "training.json"
             if file.exists():
                 records[file.parent.name] = json.loads(file.read_text(encoding="utf-8"))
-    return "\n".join([_INTRODUCTION, *_training_table(records), "", *_quality_table(records), "", *_features(records), "", _END])
+    parts = (
+        _INTRODUCTION,
+        *_training_table(records),
+        "",
+        *_quality_table(records),
+        "",
+        *_features(records),
+        "",
+        _END,
+    )
+    return "\n".join(parts)
 
 
 _SIZES = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in SIZE.items())
 
 _INTRODUCTION = f"""# The pocket checkpoints
 
-Small language models that answer the guests of a front desk, in a language of {len(vocabulary())} words and marks and {len(PROMPTS)} prompts.
-They exist so that preference learning can be measured against a known truth on a CPU. They know nothing else and are of no other use.
+Small language models that answer the guests of a front desk, in a language of {len(vocabulary())} words and
+marks and {len(PROMPTS)} prompts. They exist so that preference learning can be measured against a known truth
+on a CPU. They know nothing else and are of no other use.
 
 - Architectures: Qwen2 and Llama, from the configurations of transformers ({_SIZES}, tied embeddings).
-- `base` learns the whole corpus, right and wrong, polite and rude (recipe BASE of `course_utils/worlds/pocket_language.py`).
-- `sft` goes on from `base` with better than average responses (recipe SFT). It is the reference of the pocket world.
-- Training data: drawn from the recipes by `sample_corpus` with the seeds below. No text by people, no download, no personal data.
+- `base` learns the whole corpus, right and wrong, polite and rude (recipe BASE of
+  `course_utils/worlds/pocket_language.py`).
+- `sft` goes on from `base` with better than average responses (recipe SFT). It is the reference of the pocket
+  world.
+- Training data: drawn from the recipes by `sample_corpus` with the seeds below. No text by people, no
+  download, no personal data.
 - Weights are float16 on disk and are loaded as float32. They were rounded before anything was measured.
-- `reference_features.safetensors` holds the features of 1,024 responses to each prompt, from which win rates against the model follow.
-- Read with `course_utils.worlds.pocket.load(...)`, which compares every file with `sha256sums.txt`, or with `from_pretrained`.
+- `reference_features.safetensors` holds the features of 1,024 responses to each prompt, from which win rates
+  against the model follow.
+- Read with `course_utils.worlds.pocket.load(...)`, which compares every file with `sha256sums.txt`, or with
+  `from_pretrained`.
 
-Made by `python -m course_utils.worlds.pocket_model --train all --out data/pocket`. This card is written by that command.
+Made by `python -m course_utils.worlds.pocket_model --train all --out data/pocket`. This card is written by
+that command.
 
 ## How they were trained
 
-AdamW (betas 0.9 and 0.98, weight decay 0.01), warm-up of 50 steps, then a cosine to zero; gradients clipped at norm 1;
+AdamW (betas 0.9 and 0.98, weight decay 0.01), warm-up of 50 steps, then a cosine to zero; gradients clipped
+at norm 20;
 every batch holds fresh sentences; only response tokens count."""
 
 _END = """## Licence
@@ -52,12 +70,16 @@ The same as the course's code: see LICENSE at the root of the repository."""
 
 
 def _training_table(records: dict) -> list[str]:
-    lines = ["", "| checkpoint | parameters | steps x batch | learning rate | seed | seconds | last loss per token |", "|" + "---|" * 7]
+    lines = [
+        "",
+        "| checkpoint | parameters | steps x batch | learning rate | seed | seconds | last loss |",
+        "|" + "---|" * 7,
+    ]
     for name, record in records.items():
         settings = record["settings"]
         lines.append(
             f"| {name} | {record['parameters']:,} | {settings['steps']} x {settings['batch_size']} | {settings['learning_rate']:g} "
-            f"| {settings['seed']} | {record['seconds']} | {record['last_loss_per_token']:.4f} |"
+            f"| {settings['seed']} | {record['seconds']} | {record['last_loss']:.3f} |"
         )
     return lines
 
@@ -66,10 +88,10 @@ def _quality_table(records: dict) -> list[str]:
     lines = [
         "## How well they know the language",
         "",
-        "Nats per response on 2,000 fresh sentences: of the model, of the recipe itself on the same sentences, and the difference, which",
-        "estimates the KL divergence from the recipe to the model. The recipe's entropy is exact.",
+        "Nats per response on 2,000 fresh sentences: of the model, of the recipe itself on the same sentences,",
+        "and the difference, which estimates KL(recipe || model). The recipe's entropy is exact.",
         "",
-        "| checkpoint | model | recipe, same sentences | entropy | difference | before rounding to float16 | grammatical samples |",
+        "| checkpoint | model | recipe | entropy | difference | model in float32 | grammatical samples |",
         "|" + "---|" * 7,
     ]
     for name, record in records.items():
@@ -96,7 +118,8 @@ def _features(records: dict) -> list[str]:
         lines.append(_row(f"recipe {name}", table.mean(dim=0)))
         for checkpoint, record in records.items():
             if checkpoint.endswith(f"-{name}"):
-                lines.append(_row(checkpoint, torch.tensor([record["feature_means"][key] for key in FEATURE_NAMES])))
+                means = torch.tensor([record["feature_means"][key] for key in FEATURE_NAMES])
+                lines.append(_row(checkpoint, means))
     return lines
 
 

@@ -6,9 +6,10 @@
         model.safetensors                     weights, float16 on disk, float32 in memory
         config.json  tokenizer.json  tokenizer_config.json
         training.json                         settings, losses and measurements
-        reference_features.safetensors        (sft only) features of a large sample, for win rates against this model
+        reference_features.safetensors        (sft only) features of a large sample, for win rates
 
-Weights are rounded to float16 before anything is measured or drawn from them, so every number belongs to the model that is loaded.
+Weights are rounded to float16 before anything is measured or drawn from them, so every number belongs to the
+model that is loaded.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def default_folder() -> Path:
     return Path(data) / "pocket" if data else Path(__file__).parents[2] / "data" / "pocket"
 
 
-# ------------------------------------------------------------------------------------------------------------------- read
+# -------------------- read
 
 
 def load(name: str = "sft", architecture: str = "qwen2", folder: Path | None = None) -> tuple[Any, Any]:
@@ -61,10 +62,11 @@ def load(name: str = "sft", architecture: str = "qwen2", folder: Path | None = N
     model = new_model(architecture)
     weights = {key: value.float() for key, value in load_file(place / WEIGHTS).items()}
     missing, unexpected = model.load_state_dict(weights, strict=False)
-    if unexpected or any(key != "lm_head.weight" for key in missing):  # the head shares the embedding's weights
+    # The head shares the embedding's weights, so the file does not hold them twice.
+    if unexpected or set(missing) - {"lm_head.weight"}:
         raise CourseError(
             "pocket-checkpoint-damaged",
-            f"{place / WEIGHTS} does not fit a {architecture} pocket model (missing {missing}, unexpected {unexpected}).",
+            f"{place / WEIGHTS} is not a {architecture} pocket model: missing {missing}, unexpected {unexpected}.",
             where=f"load({name!r}, {architecture!r})",
             remedy="restore data/pocket from the repository: git checkout -- data/pocket",
         )
@@ -113,7 +115,7 @@ def verify(file: Path) -> None:
             "pocket-checkpoint-missing",
             f"{file} is missing, or {SUMS} has no line for it.",
             where="loading a pocket checkpoint",
-            remedy="work in a clone of the repository, which holds data/pocket, or set COURSE_DATA to its data folder.",
+            remedy="work in a clone of the repository, or set COURSE_DATA to the data folder of one.",
         )
     found = digest(file)
     if found != expected:
@@ -121,7 +123,7 @@ def verify(file: Path) -> None:
             "pocket-checkpoint-damaged",
             f"{file} is not the file that was shipped: sha256 {found[:12]}..., expected {expected[:12]}...",
             where="loading a pocket checkpoint",
-            remedy="restore it (git checkout -- data/pocket). If you trained your own, keep it in a folder of its own.",
+            remedy="restore it with git checkout -- data/pocket; keep your own models in another folder.",
         )
 
 
@@ -140,7 +142,7 @@ def digest(file: Path) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-# ------------------------------------------------------------------------------------------------------------------ write
+# -------------------- write
 
 
 def save(out: Path, name: str, architecture: str, model: Any, tokenizer: Any, record: dict[str, Any]) -> None:
@@ -151,7 +153,8 @@ def save(out: Path, name: str, architecture: str, model: Any, tokenizer: Any, re
     place.mkdir(parents=True, exist_ok=True)
     before = cross_entropy(model, tokenizer, name)
     round_to_half(model)
-    weights = {key: value.half().contiguous() for key, value in model.state_dict().items() if key != "lm_head.weight"}
+    weights = {key: value.half().contiguous() for key, value in model.state_dict().items()}
+    weights.pop("lm_head.weight")
     save_file(weights, place / WEIGHTS, metadata={"format": "pt"})
     model.config.architectures = [type(model).__name__]
     model.config.dtype = torch.float32  # what a reader of config.json should load the weights as

@@ -1,8 +1,9 @@
-"""Reading a response: the features of any text, exact for the pocket language and defined for every other row of words.
+"""Reading a response: features that are exact for the pocket language and defined for any row of words.
 
-The reader goes through the words from left to right and takes the longest phrase it knows at each place; a word that starts no known
-phrase is set aside. Features are counts of what was found, so they exist for broken text too. A text is `grammatical` when nothing
-was set aside and the sentences belong to this prompt and stand in the language's order.
+The reader goes through the words from left to right and takes the longest phrase it knows at each place; a
+word that starts no known phrase is set aside. Features are counts of what was found, so they exist for broken
+text too. A text is `grammatical` when nothing was set aside and the sentences belong to this prompt and stand
+in the language's order.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ class Item:
     prompts: frozenset[str] = frozenset()
 
 
-# One letter per sentence, in the language's order. A flattering sentence is F and one A per adjective, joined by &.
+# One letter per sentence, in the language's order. A flattering sentence is F and one A per adjective, joined
+# by &.
 _LETTERS = {
     "opening": "O",
     "flattery": "F",

@@ -9,7 +9,8 @@ A judge is a small frozen object with `preference_probability(first, second)` on
     hurried, chatty two groups of guests with different tastes; `crowd` is the mixture of both
     flattery, length, surface     proxies: rewards that read the surface and can be over-optimised
 
-A judge is data plus one formula, so a lesson can make its own: `RewardJudge("mine", weighted(correct=1.0, words=-0.05))`.
+A judge is data plus one formula, so a lesson can make its own:
+`RewardJudge("mine", weighted(correct=1.0, words=-0.05))`.
 """
 
 from __future__ import annotations
@@ -28,11 +29,13 @@ STYLES = ("warm", "brief", "thorough")
 
 @dataclass(frozen=True)
 class Reward:
-    """A reward of features: weights for straight lines, and the four bends of the true judge.
+    """A reward of features: weights for straight lines, and the three bends of the true judge.
 
     best_details     with it, details cost `detail_bend` times the squared distance from this number
     free_flattery    adjectives up to this number are free of the weight `excess_flattery`
     hedged_share     what remains of `correct`, for better or worse, when the answer is hedged
+
+    The weight of `grammatical` is what broken text pays; text of the language pays and earns nothing.
     """
 
     weights: tuple[tuple[str, float], ...]
@@ -49,6 +52,8 @@ class Reward:
             value = column(features, name)
             if name == "correct":
                 value = value * (1 - (1 - self.hedged_share) * column(features, "hedged"))
+            if name == "grammatical":
+                value = value - 1  # broken text pays; good grammar earns nothing
             total = total + weight * value
         if self.best_details is not None:
             total = total - self.detail_bend * (column(features, "details") - self.best_details) ** 2
@@ -136,7 +141,7 @@ Judge = RewardJudge | CyclicJudge | CrowdJudge
 
 
 def style_of(features: Tensor) -> Tensor:
-    """0 warm (polite, at most one detail), 1 brief (not polite, at most one), 2 thorough (two details or more)."""
+    """0 warm (polite, at most one detail), 1 brief (not polite, at most one), 2 thorough (two or more)."""
     warm_or_brief = torch.where(column(features, "tone") > 0, 0, 1)
     return torch.where(column(features, "details") >= 2, 2, warm_or_brief)
 
@@ -158,7 +163,14 @@ TRUE_REWARD = Reward(
 )
 
 LINEAR = weighted(
-    correct=1.8, tone=1.2, details=0.5, hedged=-0.4, sentiment=0.3, flattery=-0.2, repeats=-1.0, grammatical=3.0
+    correct=1.8,
+    tone=1.2,
+    details=0.5,
+    hedged=-0.4,
+    sentiment=0.3,
+    flattery=-0.2,
+    repeats=-1.0,
+    grammatical=3.0,
 )
 HURRIED = weighted(correct=1.4, details=-1.0, flattery=-1.2, sentiment=-0.4, grammatical=3.0)
 CHATTY = weighted(correct=0.5, tone=1.2, details=0.9, flattery=0.9, sentiment=0.7, grammatical=3.0)

@@ -1,11 +1,13 @@
-"""The pocket language as a distribution: draw from it, and know the probability of every sentence and the entropy of the whole.
+"""The pocket language as a distribution: draw from it, know every probability and the entropy of the whole.
 
-A `Recipe` says how often each choice is made. Choices are made in the order in which the response is written, and each of them can be
-read back from the text, so the probability of a response is a product of the recipe's numbers, and the entropy is a short sum. This
-is the only text distribution in the course whose entropy is known, which is why a model's perplexity can be held against it.
+A `Recipe` says how often each choice is made. Choices are made in the order in which the response is written,
+and each of them can be read back from the text, so the probability of a response is a product of the recipe's
+numbers, and the entropy is a short sum. This is the only text distribution in the course whose entropy is
+known, which is why a model's perplexity can be held against it.
 
-Three recipes are given: BASE (mixed quality, what the base model learns), SFT (better than average, what the fine-tuned model
-learns) and SKILLED (what a very good desk would say; nobody is trained on it, it shows how much room is left).
+Three recipes are given: BASE (mixed quality, what the base model learns), SFT (better than average, what the
+fine-tuned model learns) and SKILLED (what a very good desk would say; nobody is trained on it, it shows how
+much room is left).
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ class Recipe:
     hedged: float
     flattery: tuple[float, float, float]  # P(any flattery), by tone
     more_flattery: float  # P(one more adjective), after each
-    details: tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]  # P(0), P(1), ... details, by tone
+    details: tuple[tuple[float, ...], ...]  # P(0), P(1), ... details: one row per tone
     closing: float
     repeat: float = 0.06  # P(say an earlier detail, or the same adjective, again)
 
@@ -100,7 +102,7 @@ def recipe_named(name: str) -> Recipe:
     return RECIPES[name]
 
 
-# ------------------------------------------------------------------------------------------------------------------ draw
+# -------------------- draw
 
 
 def sample_response(prompt: Prompt, recipe: Recipe, rng: random.Random) -> str:
@@ -122,8 +124,10 @@ def sample_response(prompt: Prompt, recipe: Recipe, rng: random.Random) -> str:
     return ". ".join(sentences) + "."
 
 
-def sample_corpus(recipe: Recipe, n: int, seed: int, prompts: Sequence[Prompt] = PROMPTS) -> list[tuple[str, str]]:
-    """n rows (prompt, response); prompts are drawn with equal weight. The same seed gives the same rows on every machine."""
+def sample_corpus(
+    recipe: Recipe, n: int, seed: int, prompts: Sequence[Prompt] = PROMPTS
+) -> list[tuple[str, str]]:
+    """n rows (prompt, response), prompts with equal weight. A seed gives the same rows on every machine."""
     rng = random.Random(seed)
     drawn = []
     for _ in range(n):
@@ -146,7 +150,8 @@ def _sample_adjectives(recipe: Recipe, rng: random.Random) -> list[str]:
     chain = [rng.choice(phrases.ADJECTIVES)]
     while rng.random() < recipe.more_flattery:
         again = rng.random() < recipe.repeat
-        chain.append(chain[-1] if again else rng.choice([word for word in phrases.ADJECTIVES if word != chain[-1]]))
+        others = [word for word in phrases.ADJECTIVES if word != chain[-1]]
+        chain.append(chain[-1] if again else rng.choice(others))
     return chain
 
 
@@ -161,7 +166,7 @@ def _sample_details(kind: str, count: int, recipe: Recipe, rng: random.Random) -
     return said
 
 
-# ----------------------------------------------------------------------------------------------------------- probability
+# -------------------- probability
 
 
 def log_prob(prompt: str, response: str, recipe: Recipe) -> float:
@@ -223,7 +228,7 @@ def _log_prob_details(said: list[str], counts: tuple[float, ...], recipe: Recipe
     return total
 
 
-# --------------------------------------------------------------------------------------------------------------- entropy
+# -------------------- entropy
 
 
 def entropy(recipe: Recipe) -> float:
@@ -231,7 +236,7 @@ def entropy(recipe: Recipe) -> float:
 
     The chain rule: the entropy of each choice, weighted by the probability that this choice is reached.
     """
-    total = _entropy(recipe.tone) + _entropy(recipe.correct) + _entropy(recipe.sentiment) + _coin(recipe.closing)
+    total = sum(map(_entropy, (recipe.tone, recipe.correct, recipe.sentiment))) + _coin(recipe.closing)
     answered = recipe.correct[0] + recipe.correct[2]
     hedging = _coin(recipe.hedged) + recipe.hedged * math.log(len(phrases.HEDGES))
     total += answered * (hedging + math.log(3)) + recipe.correct[0] * math.log(3)
@@ -256,7 +261,8 @@ def _adjective_entropy(recipe: Recipe) -> float:
 
 def _detail_entropy(counts: tuple[float, ...], repeat: float) -> float:
     size = len(phrases.DETAILS["question"])
-    total, reached, used = _entropy(counts), 1.0, {0: 1.0}  # used: how many distinct details, with what probability
+    total, reached = _entropy(counts), 1.0
+    used = {0: 1.0}  # how many distinct details so far, with what probability
     for chance in counts[:-1]:
         reached -= chance
         step, after = 0.0, {}

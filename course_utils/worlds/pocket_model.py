@@ -1,10 +1,12 @@
 """The models of the pocket world: two architectures, trained by the course itself on the pocket language.
 
     base   learns the whole corpus, good and bad (recipe BASE)
-    sft    goes on from base with better than average responses (recipe SFT); it is the reference of the pocket world
+    sft    goes on from base with better than average responses (recipe SFT); it is the reference of the
+           pocket world
 
-Each exists as a small Qwen2 and a small Llama. They are built from the transformers configurations, so every tool that works on the
-large models works on these. To make the four checkpoints again, with the same numbers on the same machine:
+Each exists as a small Qwen2 and a small Llama. They are built from the transformers configurations, so every
+tool that works on the large models works on these. To make the four checkpoints again, with the same numbers
+on the same machine:
 
     python -m course_utils.worlds.pocket_model --train all --out data/pocket
 """
@@ -26,7 +28,7 @@ from course_utils.errors import CourseError
 from course_utils.worlds.pocket_features import FEATURE_NAMES
 from course_utils.worlds.pocket_language import entropy, log_prob, recipe_named, sample_corpus
 from course_utils.worlds.pocket_phrases import PROMPTS
-from course_utils.worlds.pocket_tokenizer import BOS_ID, EOS_ID, PAD_ID, build_tokenizer
+from course_utils.worlds.pocket_tokenizer import BOS_ID, EOS_ID, PAD_ID, build_tokenizer, token_ids
 
 ARCHITECTURES = ("qwen2", "llama")
 NAMES = ("base", "sft")
@@ -44,7 +46,7 @@ SIZE = {
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How one checkpoint is trained: `steps` batches of fresh sentences, a short warm-up, then a cosine to zero."""
+    """How one checkpoint is trained: `steps` batches of fresh sentences, a warm-up, then a cosine to zero."""
 
     recipe: str
     steps: int
@@ -52,14 +54,15 @@ class TrainingSettings:
     batch_size: int = 32
     warm_up: int = 50
     weight_decay: float = 0.01
+    clip: float = 20.0
     seed: int = 0
 
 
-BASE_TRAINING = TrainingSettings(recipe="base", steps=4000, learning_rate=3e-3)
-SFT_TRAINING = TrainingSettings(recipe="sft", steps=1000, learning_rate=1e-3, seed=1)
+BASE_TRAINING = TrainingSettings(recipe="base", steps=5000, learning_rate=3e-3)
+SFT_TRAINING = TrainingSettings(recipe="sft", steps=2000, learning_rate=1.5e-3, seed=1)
 
 
-# ----------------------------------------------------------------------------------------------------------------- models
+# -------------------- models
 
 
 def configuration(architecture: str = "qwen2", **changes: int) -> Any:
@@ -76,7 +79,7 @@ def configuration(architecture: str = "qwen2", **changes: int) -> Any:
         )
     return classes[architecture](
         **{**SIZE, **changes},
-        vocab_size=len(build_tokenizer()),
+        vocab_size=len(token_ids()),
         max_position_embeddings=128,
         tie_word_embeddings=True,
         pad_token_id=PAD_ID,
@@ -94,7 +97,7 @@ def new_model(architecture: str = "qwen2", seed: int = 0, **changes: int) -> Any
         return AutoModelForCausalLM.from_config(configuration(architecture, **changes)).float()
 
 
-# --------------------------------------------------------------------------------------------------------------- training
+# -------------------- training
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,8 @@ def encode_corpus(tokenizer: Any, rows: Sequence[tuple[str, str]]) -> list[Sente
     """Token ids of many rows (prompt, response)."""
     prompts = tokenizer([prompt for prompt, _ in rows])["input_ids"]
     responses = tokenizer([response for _, response in rows], add_special_tokens=False)["input_ids"]
-    return [Sentence(prompt, [*response, EOS_ID]) for prompt, response in zip(prompts, responses, strict=True)]
+    pairs = zip(prompts, responses, strict=True)
+    return [Sentence(prompt, [*response, EOS_ID]) for prompt, response in pairs]
 
 
 def response_log_probs(model: Any, sentences: Sequence[Sentence]) -> Tensor:
@@ -141,7 +145,7 @@ def batches(sentences: Sequence[Sentence], size: int, seed: int) -> Iterator[lis
 
 
 def train(model: Any, tokenizer: Any, settings: TrainingSettings, report_every: int = 0) -> list[float]:
-    """Train `model` in place by maximum likelihood on fresh sentences; return the loss per token of every step."""
+    """Train `model` in place by maximum likelihood; return the loss of every step, in nats per response."""
     rows = sample_corpus(recipe_named(settings.recipe), settings.steps * settings.batch_size, settings.seed)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=settings.weight_decay
@@ -151,11 +155,11 @@ def train(model: Any, tokenizer: Any, settings: TrainingSettings, report_every: 
     for step, batch in enumerate(batches(encode_corpus(tokenizer, rows), settings.batch_size, settings.seed)):
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * _schedule(step, settings)
-        tokens = sum(len(sentence.response) for sentence in batch)
-        loss = -response_log_probs(model, batch).sum() / tokens
+        # Nats per response: comparable with the entropy, and fair to batches of short and of long sentences.
+        loss = -response_log_probs(model, batch).mean()
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
         optimizer.step()
         losses.append(loss.item())
         if report_every and (step + 1) % report_every == 0:
@@ -170,12 +174,14 @@ def _schedule(step: int, settings: TrainingSettings) -> float:
     return warm * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
 
 
-# ------------------------------------------------------------------------------------------------------------ measurement
+# -------------------- measurement
 
 
 @torch.no_grad()
-def cross_entropy(model: Any, tokenizer: Any, recipe: str, n: int = 2000, seed: int = 999) -> dict[str, float]:
-    """Nats per response: of the model on fresh sentences, of the recipe on the same ones, and their difference (a KL)."""
+def cross_entropy(
+    model: Any, tokenizer: Any, recipe: str, n: int = 2000, seed: int = 999
+) -> dict[str, float]:
+    """Nats per response on fresh sentences: of the model, of the recipe, and their difference (a KL)."""
     rows = sample_corpus(recipe_named(recipe), n, seed)
     sentences = encode_corpus(tokenizer, rows)
     by_length = sorted(range(n), key=lambda i: len(sentences[i]))
@@ -216,13 +222,13 @@ def feature_means(features: Tensor) -> dict[str, float]:
     return {name: round(features[:, i].mean().item(), 4) for i, name in enumerate(FEATURE_NAMES)}
 
 
-# ---------------------------------------------------------------------------------------------------------------- command
+# -------------------- command
 
 
 def train_checkpoints(
     out: Path, architectures: Sequence[str] = ARCHITECTURES, shorten: float = 1.0, report_every: int = 100
 ) -> None:
-    """Train base, then sft from it, for each architecture, and write the checkpoints with all that belongs to them."""
+    """Train base, then sft from it, for each architecture, and write all that belongs to them."""
     from course_utils.worlds import pocket_checkpoints
 
     tokenizer = build_tokenizer()
@@ -237,7 +243,7 @@ def train_checkpoints(
                 "settings": asdict(settings),
                 "seconds": round(time.monotonic() - started),
                 "threads": torch.get_num_threads(),
-                "last_loss_per_token": sum(losses[-50:]) / len(losses[-50:]),
+                "last_loss": round(sum(losses[-100:]) / len(losses[-100:]), 4),
             }
             pocket_checkpoints.save(out, name, architecture, model, tokenizer, record)
     pocket_checkpoints.finish(out)
@@ -249,7 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--train", choices=("all", *ARCHITECTURES), required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=1, help="results repeat exactly with the same number")
-    parser.add_argument("--shorten", type=float, default=1.0, help="train for this share of the steps, to try it out")
+    parser.add_argument("--shorten", type=float, default=1.0, help="train for this share of the steps only")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     chosen = ARCHITECTURES if options.train == "all" else (options.train,)

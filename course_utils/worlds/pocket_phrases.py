@@ -1,7 +1,7 @@
 """The words of the pocket language: its prompts, its answers and everything a response may say around them.
 
-A front desk answers guests. A prompt is a question, a request for advice or a service situation, and each has one right answer.
-A response is a row of short sentences, most of them optional, always in this order:
+A front desk answers guests. A prompt is a question, a request for advice or a service situation, and each has
+one right answer. A response is a row of short sentences, most of them optional, always in this order:
 
     opening        polite or rude                        "with great pleasure."
     flattery       a chain of adjectives without end     "you are clever and kind and wise."
@@ -23,7 +23,7 @@ KINDS = ("question", "advice", "service")
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt: its text, its kind, its right answer, and the answers of its family, which are the plausible mistakes."""
+    """A prompt: text, kind, right answer, and the answers of its family, which are the plausible mistakes."""
 
     text: str
     kind: str
@@ -172,7 +172,8 @@ def prompts_by_text() -> dict[str, Prompt]:
 @cache
 def vocabulary() -> tuple[str, ...]:
     """Every word and punctuation mark of the language, in alphabetical order."""
-    texts = [prompt.text for prompt in PROMPTS] + [prompt.core(prompt.answer, i) for prompt in PROMPTS for i in range(3)]
+    texts = [prompt.text for prompt in PROMPTS]
+    texts += [prompt.core(prompt.answer, frame) for prompt in PROMPTS for frame in range(3)]
     for table in (OPENINGS, CLOSINGS, DETAILS, REMARKS):
         texts += [phrase for phrases in table.values() for phrase in phrases]
     texts += [*ADJECTIVES, *HEDGES, *NO_ANSWERS, "you are and ."]

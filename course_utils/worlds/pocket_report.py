@@ -14,8 +14,10 @@ from course_utils.worlds.pocket_phrases import TONES, split_words
 class PocketReport:
     """One policy, measured. `reward` is None where the judge has none.
 
-    distinct_responses   distinct pairs of prompt and response divided by all of them; 1 when no text is said twice
-    distinct_bigrams     distinct pairs of neighbouring words divided by all such pairs; it falls when texts become alike
+    distinct_responses   distinct pairs of prompt and response divided by all of them; 1 when no text is said
+                         twice
+    distinct_bigrams     distinct pairs of neighbouring words divided by all such pairs; it falls when texts
+                         become alike
     """
 
     win_rate: Interval
@@ -35,7 +37,7 @@ class PocketReport:
                 f"KL(p+ || policy)         {self.kl_to_preferred}",
                 f"KL(policy || p_ref)      {self.kl_to_reference}",
                 f"reward                   {reward}",
-                f"distinct responses {self.distinct_responses:.3f}, distinct word pairs {self.distinct_bigrams:.4f}",
+                f"distinct texts {self.distinct_responses:.3f}, distinct word pairs {self.distinct_bigrams:.4f}",
                 f"means: {means}",
             ]
         )

@@ -1,10 +1,11 @@
 """The tokenizer of the pocket language: one token per word or punctuation mark, 194 in all.
 
-Decoding gives back the text exactly, "the sky is blue." and not "the sky is blue .", for every sentence of the language.
+Decoding gives back the text exactly, "the sky is blue." and not "the sky is blue .", for every sentence of
+the language.
 
-Three ways to write a prompt give the same tokens, <bos> <user> prompt <assistant>: the chat template, `tokenizer(prompt)`, and
-`tokenizer(prompt, response)`, which goes on with the response and <eos>. To encode a response by itself, ask for
-`add_special_tokens=False`; without it a response would be taken for a prompt.
+Three ways to write a prompt give the same tokens, <bos> <user> prompt <assistant>: the chat template,
+`tokenizer(prompt)`, and `tokenizer(prompt, response)`, which goes on with the response and <eos>. To encode a
+response by itself, ask for `add_special_tokens=False`; without it a response would be taken for a prompt.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import Any
 
 from course_utils.worlds.pocket_phrases import vocabulary
 
-PAD, BOS, EOS, UNK, USER, ASSISTANT = SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>", "<user>", "<assistant>")
+SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>", "<user>", "<assistant>")
+PAD, BOS, EOS, UNK, USER, ASSISTANT = SPECIAL_TOKENS
 PAD_ID, BOS_ID, EOS_ID, UNK_ID, USER_ID, ASSISTANT_ID = range(len(SPECIAL_TOKENS))
 
 CHAT_TEMPLATE = (
@@ -38,7 +40,7 @@ def build_tokenizer() -> Any:
 
     core = Tokenizer(models.WordLevel(token_ids(), unk_token=UNK))
     core.normalizer = normalizers.Lowercase()
-    # Words and single punctuation marks are split apart; WordPiece decoding puts marks back behind their word.
+    # Words and single marks are split apart; WordPiece decoding puts a mark back behind its word.
     core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\w']+|[^\w\s]"), behavior="removed", invert=True)
     core.decoder = decoders.WordPiece(prefix="##", cleanup=True)
     core.post_processor = processors.TemplateProcessing(

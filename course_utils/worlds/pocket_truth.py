@@ -1,10 +1,12 @@
-"""The truth in a world of texts: win rates, and the distance to the preferred distribution, with honest intervals.
+"""The truth in a world of texts: win rates and the distance to the preferred distribution, with intervals.
 
-Draw two responses from p_ref and let a judge choose. With W(y|x), the win rate of y against p_ref, the chosen ones follow
+Draw two responses from p_ref and let a judge choose. With W(y|x), the win rate of y against p_ref, the chosen
+ones follow
 
     p+(y|x) = 2 p_ref(y|x) W(y|x)
 
-whatever the judge. W is a mean over p_ref of a known function of features, so a large sample of features gives it, and
+whatever the judge. W is a mean over p_ref of a known function of features, so a large sample of features
+gives it, and
 
     KL(p+ || policy) = E_{y ~ p_ref} [ 2W(y) ( log 2W(y) - log policy(y) + log p_ref(y) ) ]
 
@@ -12,11 +14,11 @@ is a mean over a second, independent sample. Both samples are random, and the in
 
 - The term with the log-ratio is linear in W, so an estimated W leaves it unbiased.
 - 2W log 2W is convex, so an estimated W makes it too large by Var(W)/W to leading order; that is subtracted.
-- The error of W is shared by all responses to a prompt. Its part of the variance is found by asking how the whole estimate moves
-  with each member of the first sample.
-- 2W and policy/p_ref both have mean 1 under p_ref. Subtracting 2W - 1 costs nothing and lowers the variance; `use_ratio` adds
-  policy/p_ref - 1 as well, which makes every term non-negative and the estimate nearly exact close to p+. Far from it the ratio has
-  heavy tails and the plain form is the safe one.
+- The error of W is shared by all responses to a prompt. Its part of the variance is found by asking how the
+  whole estimate moves with each member of the first sample.
+- 2W and policy/p_ref both have mean 1 under p_ref. Subtracting 2W - 1 costs nothing and lowers the variance;
+  `use_ratio` adds policy/p_ref - 1 as well, which makes every term non-negative and the estimate nearly exact
+  close to p+. Far from it the ratio has heavy tails and the plain form is the safe one.
 
 Prompts count equally, and each prompt's responses are averaged first (a stratified sample).
 """
@@ -40,7 +42,11 @@ def win_rates(preference: Preference, features: Tensor, prompt_index: Tensor, re
 
 
 def mean_win_rate(
-    preference: Preference, features: Tensor, prompt_index: Tensor, reference: Tensor, confidence: float = 0.95
+    preference: Preference,
+    features: Tensor,
+    prompt_index: Tensor,
+    reference: Tensor,
+    confidence: float = 0.95,
 ) -> Interval:
     """How often the responses beat p_ref: the mean of W, with the error of both samples in its interval."""
     values, per_opponent = _opponents(preference, features, prompt_index, reference)
@@ -57,7 +63,7 @@ def kl_to_preferred(
     confidence: float = 0.95,
     use_ratio: bool = False,
 ) -> Interval:
-    """KL(p+ || policy) from responses y ~ p_ref (their log-probabilities and features) and an independent sample for W.
+    """KL(p+ || policy) from responses y ~ p_ref, and an independent sample of p_ref for W.
 
     With `policy_log_prob` equal to `ref_log_prob` it is KL(p+ || p_ref): what there is to learn.
     """
@@ -86,13 +92,13 @@ def mean_over_prompts(values: Tensor, prompt_index: Tensor, confidence: float = 
     return _interval(values.double(), None, None, prompt_index, confidence)
 
 
-# ------------------------------------------------------------------------------------------------------------------ parts
+# -------------------- parts
 
 
 def _opponents(
     preference: Preference, features: Tensor, prompt_index: Tensor, reference: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """W [N], and the probabilities [N, M] it is the mean of: each response against the sample of its own prompt."""
+    """W [N], and what it is the mean of, [N, M]: each response against the sample of its own prompt."""
     prompt_index = torch.as_tensor(prompt_index)
     per_opponent = torch.empty(len(features), reference.shape[1], dtype=torch.float64)
     for prompt in prompt_index.unique().tolist():
@@ -106,8 +112,9 @@ def _interval(
 ) -> Interval:
     """The stratified mean of `values`, and its interval.
 
-    Variance of the mean of one prompt = variance over its responses / n  +  variance over opponents / M, where an opponent's influence
-    is the mean over responses of slope times its surprise P(y beats opponent) - W(y).
+    Variance of the mean of one prompt = variance over its responses / n  +  variance over opponents / M,
+    where an opponent's influence is the mean over responses of slope times its surprise P(y beats opponent) -
+    W(y).
     """
     prompts = prompt_index.unique().tolist()
     means, variance = [], 0.0

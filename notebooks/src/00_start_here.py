@@ -44,8 +44,8 @@ from course_utils.worlds.finite import FiniteWorld
 # %% [markdown]
 # ## A whole alignment in one minute
 #
-# **The world.** One prompt, eight possible answers. `reference` is how often an untrained assistant gives each answer; `reward` is how much a
-# careful reader likes it. The reader is a *judge*: shown two answers, they prefer $a$ to $b$ with probability $\sigma(r_a - r_b)$.
+# **The world.** One prompt, eight possible answers. `reference` is how often the assistant gives each answer before any feedback; `reward` is how much a
+# careful reader likes it. The reader is a *judge*: shown two answers, they prefer $a$ to $b$ with probability $\sigma(r_a - r_b)$, where $\sigma(x)=1/(1+e^{-x})$.
 
 # %%
 answers = ["Throw it away.", "Plants die.", "Water it.", "Give it light.", "Check the soil first.",
@@ -60,7 +60,7 @@ truth = world.preferred_distribution()[0]
 # **The feedback.** The assistant answers twice, the judge picks one: a thumb up and a thumb down. We keep the thumbs and forget who met whom.
 #
 # **The policy** is a table of logits that starts at the reference. **The objective** here is RDRO, the method that this course leads to in lesson 11.
-# **Training** is the usual loop. That is all of alignment, in a dozen lines:
+# **Training** is the usual loop. That is all of alignment, in a dozen lines. *Predict before you look: which answer's probability falls most, and does the best answer become the most frequent one?*
 
 # %%
 def align(objective, feedback, steps=100):
@@ -95,19 +95,14 @@ plots.label(axes, float(aligned[0]), -0.19, "after", green, xytext=(8, 0))
 plots.label(axes, float(truth[5]), 4.81, "| the truth", xytext=(8, 0))
 plots.show(drawn, alt="""Bars for eight answers to: my basil is wilting. Grey bars show the assistant
     before, green bars after training on 4,000 thumbs. Bad answers shrink, good ones grow, and every
-    green bar ends within a hair of a black mark, the true preferred distribution.""")
+    green bar ends within 0.006 of a black mark, the true preferred distribution.""")
 
 # %% [markdown]
-# Green ends where the black marks are. *Before you read on, predict: which answer's probability falls most, and does the best answer become the most frequent one?*
+# Green ends near the black marks. How near, in numbers:
 
 # %%
-def kl(p, q):
-    """KL(p || q) in nats."""
-    return float((p * (p / q).log()).sum())
-
-
-print(f"KL(truth || before) = {kl(truth, world.reference[0]):.4f} nats")
-print(f"KL(truth || after)  = {kl(truth, aligned):.4f} nats")
+print(f"KL(truth || before) = {world.kl(truth):.4f} nats")
+print(f"KL(truth || after)  = {world.kl(truth, aligned):.4f} nats")
 for name, policy in [("before", world.reference), ("after", aligned[None]), ("truth", truth[None])]:
     print(f"win rate against the assistant, {name:6}: {world.win_rate(policy):.4f}")
 
@@ -122,14 +117,15 @@ for name, policy in [("before", world.reference), ("after", aligned[None]), ("tr
 #
 # $$p_+(y) = 2\,\pi_\text{ref}(y)\,W(y), \qquad p_-(y) = 2\,\pi_\text{ref}(y)\,\bigl(1-W(y)\bigr).$$
 #
-# Preferred and rejected answers average to the reference, whoever judges. RDRO estimates the ratio $p_+/\pi_\text{ref}$.
+# When both answers come from the reference, preferred and rejected average to it, whoever judges. RDRO estimates the ratio $p_+/\pi_\text{ref}$.
 
 # %%
 liked, disliked = world.preferred_distribution(), world.rejected_distribution()
-claim("00.mixture", "this course",
-      "preferred and rejected answers average to the reference (largest error)",
-      expected=0, measured=float(((liked + disliked) / 2 - world.reference).abs().max()),
-      tolerance=1e-12)
+pairs = world.reference[0][:, None] * world.reference[0]  # the chance of each of the 64 pairs
+wins_first = pairs * world.preference[0]
+counted = wins_first.sum(1) + (pairs - wins_first).sum(0)  # thumbs up as first and as second
+claim("00.mixture", "this course", "thumbs up, counted over all 64 pairs, are 2 p_ref W (largest error)",
+      expected=0, measured=float((counted - liked[0]).abs().max()), tolerance=1e-12)
 minimiser = world.population_minimiser("rdro", alpha=0.5)
 claim("00.rdro", "Takahashi et al. (2026), abstract",
       "with unlimited feedback RDRO returns the preferred distribution (largest error)",
@@ -172,7 +168,7 @@ check("00.1", win_rate)
 # %% [markdown]
 # ## Was it luck, and was it the method?
 #
-# Two questions that every lesson asks. *Luck:* repeat with fresh feedback and give an interval. *Method:* compare with a **control**. Ours is always plain fine-tuning on the chosen answers (SFT). For a table, its best fit is
+# Two questions that every lesson asks. *Luck:* repeat with fresh feedback and give an interval. *Method:* compare with a **control**. In most lessons it is plain fine-tuning on the chosen answers (SFT). For a table, its best fit is
 # the fraction of thumbs up that each answer got, and its error is known: with $n$ thumbs up and $k$ answers, $\mathbb{E}\,\mathrm{KL}(p_+\|\hat p) \approx (k-1)/2n$.
 
 # %%
@@ -182,11 +178,13 @@ def control(thumbs):
 
 
 feedback = [preferences.draw_unpaired(world, 4_000, seed) for seed in statistics.seeds(0, 1_000)]
-sft = torch.tensor([kl(truth, control(thumbs)) for thumbs in feedback])
-rdro = torch.tensor([kl(truth, align(objectives.rdro, thumbs)) for thumbs in feedback[:20]])
-print("KL to the truth, RDRO, 20 repeats:   ", statistics.mean_interval(rdro))
-print("KL to the truth, SFT,  same 20:      ", statistics.mean_interval(sft[:20]))
-print("KL to the truth, SFT,  1,000 repeats:", statistics.mean_interval(sft))
+sft = torch.tensor([world.kl(truth, control(thumbs)) for thumbs in feedback])
+rdro = torch.tensor([world.kl(truth, align(objectives.rdro, thumbs)) for thumbs in feedback[:20]])
+print(f"KL to the truth, RDRO, 20 repeats: {statistics.mean_interval(rdro):.5f}")
+print(f"KL to the truth, SFT,  same 20:    {statistics.mean_interval(sft[:20]):.5f}")
+print(f"KL to the truth, SFT,  all:        {statistics.mean_interval(sft):.5f}")
+blocks = [statistics.mean_interval(sft[i : i + 20]) for i in range(0, 1_000, 20)]
+print("intervals of 20 repeats that miss 7/4000:", sum(7 / 4000 not in one for one in blocks), "of 50")
 
 # %%
 interval = statistics.mean_interval(sft)
@@ -199,14 +197,14 @@ claim("00.gain", "this course",
       expected=0, relation="at least", measured=gain.estimate, interval=gain)
 
 # %% [markdown]
-# Look at the second line: the interval of the control's first 20 repeats does not hold 7/4000 = 0.00175. Nothing is wrong. Of 95 % intervals one in twenty misses, this was one, and 1,000 repeats settle it. Had we stopped
-# at 20, our ledger would say *does not hold*. Remember this when three seeds decide between two methods.
+# Look at the second line: the interval of the control's first 20 repeats does not hold 7/4000 = 0.00175. Nothing is wrong. A 95 % interval misses about once in twenty times; three of our fifty blocks do, the first among them, and
+# 1,000 repeats settle it. Had we stopped at 20, our ledger would say *does not hold*. Remember this when three seeds decide between two methods.
 #
-# The control is nearly as good as RDRO: thumbs up alone already contain the answer. RDRO gains by using the thumbs down and by knowing the reference. When that knowledge is false, it loses; lesson 11 shows where.
+# The control gets close: thumbs up alone already contain the answer. RDRO's error is about half, what SFT would reach with twice the feedback: it also uses the thumbs down, and it knows the reference. When that knowledge is false, it loses; lesson 11 shows where.
 
 # %% [markdown] exercise="00.2" part="task" stars=1 minutes=5
 # ### The KL divergence
-# Write $\mathrm{KL}(p\|q)=\sum_y p(y)\log\frac{p(y)}{q(y)}$, in nats. It is the distance that this course reports.
+# Write $\mathrm{KL}(p\|q)=\sum_y p(y)\log\frac{p(y)}{q(y)}$, in nats. It is the measure of difference that this course reports (not symmetric, so no distance).
 
 # %% exercise="00.2" part="stub"
 def kl_divergence(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
@@ -238,11 +236,11 @@ check("00.2", kl_divergence)
 noisy = FiniteWorld(world.reference, preferences.with_label_noise(world.preference, 1 / 3))
 careless = align(objectives.rdro, preferences.draw_unpaired(noisy, 4_000, seed=2))
 its_truth = noisy.preferred_distribution()[0]
-print(f"KL to what the careless judge prefers: {kl(its_truth, careless):.4f} nats")
-print(f"KL to what the careful judge prefers:  {kl(truth, careless):.4f} nats")
+print(f"KL to what the careless judge prefers: {world.kl(its_truth, careless):.4f} nats")
+print(f"KL to what the careful judge prefers:  {world.kl(truth, careless):.4f} nats")
 
 # %% [markdown]
-# It reached the truth of *its* feedback, which is not the truth that we wanted. No objective can see past its judge. Keep this cell in mind when somebody reports a reward.
+# It reached the truth of *its* feedback, which is not the truth that we wanted. The thumbs carry no mark of the flips: an objective that is not *told* about them cannot undo them. Keep this cell in mind when somebody reports a reward.
 #
 # **The classical target** is another one: the policy with the best reward that stays near the reference, $\pi \propto \pi_\text{ref}\,e^{r/\beta}$. Lessons 03 and 04 are about it. Write it down once:
 
@@ -288,10 +286,10 @@ axes.set(xlabel="KL(policy || reference), nats", ylabel="win rate")
 axes.set_title("What a win rate costs in distance")
 plots.show(drawn, alt="""Win rate against KL from the reference. The curve of tilted policies rises from
     one half at the reference, steeply at first, and levels off near 0.83. The preferred distribution
-    is one point low on that curve.""")
+    lies just below that curve, near its start.""")
 
 # %% [markdown]
-# Every method of the course is a point or a path in this picture. They differ in where they aim, in what they assume, and in how surely they arrive.
+# Every policy is a point in this picture, every training run a path. Methods differ in where they aim, in what they assume, and in how surely they arrive.
 
 # %% [markdown] exercise="00.4" part="task" stars=2 minutes=15 open=true
 # ### Your own judge
@@ -310,7 +308,7 @@ plots.show(drawn, alt="""Win rate against KL from the reference. The curve of ti
 # %% [markdown]
 # ## How to work through the course
 #
-# Each lesson asks a question, lets you predict, shows at most a dozen lines, then the number and what it should be. Predict in writing: surprise is where you learn.
+# Each lesson asks a question, lets you predict, shows a short piece of code, then the number and what it should be. Predict in writing: surprise is where you learn.
 # An exercise has a stub, a check that names typical mistakes, three hints and a folded solution. A method's lesson always has the same rooms:
 #
 # *derive · implement · verify against the exact optimum · break it on purpose · on the bench with the others · exercises · when to use it.*
@@ -347,7 +345,7 @@ plots.show(drawn, alt="""The course in one picture. A chain runs from world to f
 # | one term | all parts, with the open exercises as weekly projects |
 # | a GPU and your own data | 00, 04, 11, then Part V |
 #
-# *Parts:* I preferences and the classical answer · II exactness, and references that move · III density ratios · IV the wider field · V real models. The README lists the lessons that are out.
+# *Parts:* I preferences and the classical answer · II exactness, and references that move · III density ratios · IV the wider field · V real models. Lessons that are not yet in the README's list are still to come.
 
 # %% [markdown]
 # **One notation**, the same in text, docstrings and variable names:
@@ -357,7 +355,11 @@ plots.show(drawn, alt="""The course in one picture. A chain runs from world to f
 # | $x,\ y$ | `prompt`, `response` | a question and an answer |
 # | $\pi_\theta,\ \pi_\text{ref}$ | `policy`, `ref` | what we train; where it started (log-probabilities in code) |
 # | $y_w,\ y_l$ | `chosen`, `rejected` | winner and loser of a comparison |
-# | $p_+,\ p_-$ | `preferred` | distributions of preferred and rejected responses |
+# | $p_+,\ p_-$ | `preferred`, `rejected` | distributions of preferred and rejected responses |
+# | $r,\ s$ | `reward`, `scores` | what a response is worth |
+# | $P(a\succ b),\ W$ | `preference`, `win_rate…` | a judge; the win rate against the reference |
+# | $\sigma$ | `sigmoid` | $1/(1+e^{-x})$ |
+# | margin | `margin` | a difference of two scores or log-ratios |
 # | $\log\frac{\pi_\theta}{\pi_\text{ref}}$ | `log_ratio` | summed over the tokens of a response |
 # | $\beta$ | `beta` | price of leaving the reference |
 # | $\alpha,\ t$ | `alpha`, `t` | share of preferred data in the mixture |
