@@ -139,6 +139,7 @@ def environment(threads: int | None = None) -> dict[str, str]:
     """
     values = dict(os.environ, JUPYTER_PREFER_ENV_PATH="1", PYDEVD_DISABLE_FILE_VALIDATION="1")
     values["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), values.get("PATH", "")])
+    values.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if threads is not None:
         values.setdefault("OMP_NUM_THREADS", str(threads))
     return values

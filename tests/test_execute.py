@@ -20,6 +20,7 @@ psutil = pytest.importorskip("psutil")
 pytest.importorskip("papermill")
 
 from course_utils.notebooks.execute import CellEvent, run_notebook  # noqa: E402
+from course_utils.notebooks.processes import kernel_environment  # noqa: E402
 from course_utils.notebooks.worker import plain, why_dead  # noqa: E402
 
 
@@ -108,6 +109,15 @@ def test_an_executed_notebook_carries_no_traces_of_papermill_and_the_page_keeps_
     assert "papermill" not in text and "iopub" not in text
     assert 'alt="A line that falls"' in (folder / "out" / "lesson.html").read_text(encoding="utf-8")
     assert sorted(path.name for path in (folder / "out").iterdir()) == ["lesson.html", "lesson.ipynb"]
+
+
+def test_threads_are_limited_and_wait_without_spinning_unless_the_user_says_otherwise(tmp_path, monkeypatch):
+    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    found = kernel_environment(tmp_path, threads=2)
+    assert (found["OMP_NUM_THREADS"], found["OMP_WAIT_POLICY"]) == ("2", "PASSIVE")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert kernel_environment(tmp_path, threads=2)["OMP_NUM_THREADS"] == "1"
 
 
 def test_a_failure_names_its_cell_and_its_error_in_plain_text_and_later_cells_do_not_run(tmp_path):

@@ -42,6 +42,9 @@ def kernel_environment(folder: Path, threads: int | None = None) -> dict[str, st
         PYDEVD_DISABLE_FILE_VALIDATION="1",
         HF_HUB_DISABLE_TELEMETRY="1",
     )
+    # Threads that wait by spinning take the core from the thread they wait for. Where other programs run too,
+    # a lesson took 130 s on two cores with spinning, 25 s without.
+    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     here = Path(__file__).resolve().parents[2]
     if (here / "pyproject.toml").is_file():  # run from a clone: the kernel has to find the same course_utils
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(here), environment.get("PYTHONPATH")]))

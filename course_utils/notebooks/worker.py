@@ -12,8 +12,6 @@ consulted.
 from __future__ import annotations
 
 import contextlib
-import copy
-import html
 import json
 import os
 import re
@@ -24,6 +22,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from course_utils.notebooks.memory import Memory
+from course_utils.notebooks.page import as_html
 from course_utils.notebooks.processes import end_children, write_atomically
 
 # jsonschema would use this package to check addresses that notebooks do not have; importing it takes three
@@ -31,7 +31,6 @@ from course_utils.notebooks.processes import end_children, write_atomically
 sys.modules.setdefault("rfc3987_syntax", None)
 
 ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
-SAMPLE_SECONDS = 0.2
 TRACEBACK_LINES = 60
 
 
@@ -48,83 +47,6 @@ class Channel:
         with self._lock, contextlib.suppress(OSError):
             self._file.write(json.dumps({"event": event, **values}) + "\n")
             self._file.flush()
-
-
-class Memory:
-    """The peak memory of one kernel and its children, sampled in a thread; where the system keeps a
-    high-water mark, that too.
-    """
-
-    def __init__(self, pid: int, channel: Channel) -> None:
-        import psutil
-
-        self._kernel = psutil.Process(pid)
-        self._channel = channel
-        self._children: list[psutil.Process] = []
-        self._ended = threading.Event()
-        self.peak = 0
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-
-    @property
-    def peak_mb(self) -> float:
-        return self.peak / 1e6
-
-    def _watch(self) -> None:
-        turn, told = 0, 0.0
-        while not self._ended.wait(SAMPLE_SECONDS):
-            self.sample(children=turn % 5 == 0)
-            turn += 1
-            if self.peak_mb > told * 1.02:
-                told = self.peak_mb
-                self._channel.send("memory", peak_memory_mb=told)
-
-    def sample(self, children: bool = True) -> None:
-        import psutil
-
-        with contextlib.suppress(psutil.Error, OSError):
-            if children:  # looking for children means looking at every process: not each time
-                self._children = self._kernel.children(recursive=True)
-            now = self._of(self._kernel, shared=bool(self._children)) + sum(map(self._of, self._children))
-            self.peak = max(self.peak, now, self._high_water())
-
-    @staticmethod
-    def _of(process: Any, shared: bool = True) -> int:
-        import psutil
-
-        with contextlib.suppress(psutil.Error, OSError):
-            if shared and sys.platform == "linux":
-                return process.memory_full_info().pss  # forked children share pages: count each page once
-            return process.memory_info().rss
-        return 0
-
-    def _high_water(self) -> int:
-        """What the system remembers of the kernel alone: a peak between two samples is in it."""
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            if sys.platform == "linux":
-                status = Path(f"/proc/{self._kernel.pid}/status").read_text()
-                return int(re.findall(r"^VmHWM:\s+(\d+)", status, flags=re.MULTILINE)[0]) * 1024
-        if sys.platform == "win32":
-            return self._kernel.memory_info().peak_wset
-        return 0
-
-    def finish(self) -> None:
-        """Stop sampling. The kernel has ended and been waited for: the system's own figure for it is known
-        now.
-        """
-        self._ended.set()
-        self._thread.join(timeout=5)
-        try:
-            import resource
-        except ImportError:  # Windows
-            return
-        maximum = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-        unit = 1 if sys.platform == "darwin" else 1024
-        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        if (
-            maximum > own
-        ):  # below that it may be the figure of this process, copied when the kernel was started
-            self.peak = max(self.peak, maximum * unit)
 
 
 class Run:
@@ -151,7 +73,7 @@ class Run:
         look_after_sending(self.client.kc.shell_channel)
         pid = self.manager.provisioner.pid
         self.process = self.manager.provisioner.process
-        self.memory = Memory(pid, self.channel)
+        self.memory = Memory(pid, lambda peak: self.channel.send("memory", peak_memory_mb=peak))
         self.channel.send("kernel", pid=pid, of=len(self.code_cells))
         self.first = self.last = time.monotonic()
 
@@ -339,28 +261,6 @@ def tidy(notebook: Any) -> None:
         cell.metadata.pop("papermill", None)
         if not cell.metadata.get("tags", True):
             del cell.metadata["tags"]  # papermill adds an empty list
-
-
-def as_html(notebook: Any, title: str) -> str:
-    """The executed notebook as one HTML page (pictures inside it, with their alternative texts)."""
-    from nbconvert import HTMLExporter
-
-    page = copy.deepcopy(notebook)
-    for cell in page.cells:
-        for output in cell.get("outputs", []):
-            describe_picture(output)
-    body, _ = HTMLExporter(template_name="lab").from_notebook_node(page, {"metadata": {"name": title}})
-    return body
-
-
-def describe_picture(output: Any) -> None:
-    """Turn a picture with an alternative text into HTML: nbconvert's template would drop the text."""
-    facts = output.get("metadata", {}).get("image/png", {})
-    if "alt" in facts and "image/png" in output.get("data", {}):
-        size = "".join(f' {key}="{int(facts[key])}"' for key in ("width", "height") if key in facts)
-        source = "".join(output.data.pop("image/png").split())
-        alt = html.escape(facts["alt"], quote=True)
-        output.data["text/html"] = f'<img alt="{alt}"{size} src="data:image/png;base64,{source}">'
 
 
 def leave_with_parent(run: dict[str, Any]) -> None:

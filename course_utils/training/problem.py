@@ -25,7 +25,7 @@ from course_utils.references import FrozenReference, MovingReference
 from course_utils.training.examples import Examples, OnPolicy, examples_for, lay_out, sampled_examples
 from course_utils.training.order import DataOrder
 from course_utils.training.settings import TrainingSettings, derived_seed
-from course_utils.training.terms import BATCH, MISMATCHED, extra_term, main_term
+from course_utils.training.terms import COMPUTED, extra_term, main_term
 
 MAX_LISTED = 8
 
@@ -174,17 +174,15 @@ class Problem:
         return [source + ("_" + slot if slot else "") for slot in slots for source in ("policy", "ref")]
 
     def _words(self) -> list[str]:
-        return [name for name, value in self.terms[0].settings.items() if value in (MISMATCHED, BATCH)]
+        settings = self.terms[0].settings
+        return [name for name in COMPUTED if isinstance(settings.get(name), str)]
 
     @torch.no_grad()
     def _computed(self, name: str, policy: Any, examples: Examples, rows: Tensor | None) -> Tensor:
         if name == "kl":
             other = examples.mismatched(rows)
-            policy_scores, ref_scores = (
-                other.log_probs(policy, None),
-                other.log_probs(self.ref_scores.model, None),
-            )
-            return objectives.kto_kl(policy_scores[""], ref_scores[""])
+            ref = other.log_probs(self.ref_scores.model, None)[""]
+            return objectives.kto_kl(other.log_probs(policy, None)[""], ref)
         columns = self.columns(policy, examples, rows)
         beta = self.terms[0].settings.get("beta", self.terms[0].objective.defaults["beta"])
         reward, preferred = beta * (columns["policy"] - columns["ref"]), columns["preferred"]

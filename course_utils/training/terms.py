@@ -20,10 +20,8 @@ from course_utils.errors import CourseError
 from course_utils.feedback import take_rows
 from course_utils.training.examples import Layout
 
-MISMATCHED, BATCH = "mismatched", "batch"
-
 # Settings that may be a word instead of a number: the number is then computed for each batch (see `problem`).
-COMPUTED = {"kl": MISMATCHED, "delta": BATCH}
+COMPUTED = {"kl": "mismatched", "delta": "batch"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +36,9 @@ class Term:
 
     def losses(self, columns: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Tensor:
         """One loss for each example."""
-        return self.objective.loss(*(columns[name] for name in self.inputs), **settings)
+        inputs = [columns[name] for name in self.inputs]
+        there = {k: v.to(inputs[0].device) if isinstance(v, Tensor) else v for k, v in settings.items()}
+        return self.objective.loss(*inputs, **there)
 
     def example_weights(self, rows: int, preferred: Tensor | None) -> Tensor:
         """What each loss of a batch counts, so that the weighted sum is the mean that was asked for."""
