@@ -146,8 +146,8 @@ class PlainExamples:
 
     def lengths(self, rows: Tensor | None) -> dict[str, Tensor]:
         # A response of a finite world is one token.
-        shapes = {slot: _taken(column, rows) for slot, column in self.layout.responses.items()}
-        return {slot: torch.ones(len(column), dtype=torch.float64) for slot, column in shapes.items()}
+        count = len(self.layout) if rows is None else len(rows)
+        return {slot: torch.ones(count, dtype=torch.float64) for slot in self.layout.responses}
 
     def mismatched(self, rows: Tensor | None) -> PlainExamples:
         """The same prompts, each with the response of the next row."""

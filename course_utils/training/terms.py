@@ -65,11 +65,8 @@ def main_term(objective: Any, settings: dict[str, Any], layout: Layout | None, r
     over = "all"
     if layout is not None and "preferred" in layout.constants:
         own = "pooled" if str(objective.name).endswith("_pooled") else "classwise"
-        over = (
-            "each class"
-            if (reduction or getattr(objective, "reduction", None) or own) == "classwise"
-            else "all"
-        )
+        reduction = reduction or getattr(objective, "reduction", None) or own
+        over = "each class" if reduction == "classwise" else "all"
     elif reduction is not None:
         raise CourseError(
             "unknown-setting",
@@ -116,7 +113,7 @@ def _check_settings(objective: Any, settings: dict[str, Any], layout: Layout | N
                 where=f"train(..., {name}=...)",
                 remedy=f"did you mean {near[0]!r}?"
                 if near
-                else "settings of the run itself go into TrainingSettings.",
+                else "what is no setting of it goes into settings=.",
             )
         if isinstance(value, Tensor) and value.dim() > 0 and value.numel() > 1:
             if layout is None or not _per_row(value, len(layout)):
