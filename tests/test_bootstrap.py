@@ -199,6 +199,14 @@ def test_torch_comes_before_everything_else_and_the_rest_keeps_to_the_pins(root,
     assert all("-c constraints.txt" in line for line in commands if " pip install " in line)
 
 
+def test_a_second_attempt_is_the_same_step(root, venv, monkeypatch, capsys):
+    monkeypatch.setattr(bootstrap, "installed_torch", lambda python: "")
+    monkeypatch.setattr(sys, "platform", "linux")
+    installed(root, venv, refused=r"\+cpu")
+    out = capsys.readouterr().out
+    assert "[2/4] torch for the CPU, with uv" in out and "[4/4] trying it out" in out and "CUDA" not in out
+
+
 def test_a_torch_that_is_there_is_not_fetched_again(root, venv, monkeypatch):
     monkeypatch.setattr(bootstrap, "installed_torch", lambda python: "2.13.0")
     assert not [line for line in installed(root, venv) if "torch==" in line]

@@ -232,6 +232,8 @@ def test_the_host_the_container_and_the_quota_are_found_from_what_they_announce(
     assert machine.container_memory_mb() is None and machine.usable_cores() >= 1
     monkeypatch.setenv("MEM_LIMIT", "1000000000")
     assert machine.container_memory_mb() == 1000
+    files["/sys/fs/cgroup/memory.max"] = "2000000000"
+    assert machine.container_memory_mb() == 1000  # the smaller one counts
 
 
 def test_side_by_side_processes_share_the_cores(monkeypatch):

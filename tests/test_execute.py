@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,12 +18,14 @@ from course_utils.errors import CourseError
 from course_utils.notebooks.parameters import declared_parameters, fit_parameters, parse_parameters
 
 nbformat = pytest.importorskip("nbformat")
+zmq = pytest.importorskip("zmq")
+pytest.importorskip("zmq.asyncio")
 psutil = pytest.importorskip("psutil")
 pytest.importorskip("papermill")
 
 from course_utils.notebooks.execute import CellEvent, run_notebook  # noqa: E402
 from course_utils.notebooks.processes import kernel_environment  # noqa: E402
-from course_utils.notebooks.worker import plain, why_dead  # noqa: E402
+from course_utils.notebooks.worker import look_after_sending, plain, why_dead  # noqa: E402
 
 
 def write(path: Path, *cells: str, tags: dict[int, list[str]] | None = None, kernel: str = "python3") -> Path:
@@ -159,6 +163,40 @@ def test_the_peak_counts_memory_that_was_given_back_and_no_more(tmp_path, good, 
     assert result.ok
     assert 200 < result.peak_memory_mb < 400
     assert good[0].peak_memory_mb < 200
+
+
+@pytest.mark.parametrize("look", [True, False], ids=["looking", "not looking"])
+def test_sending_while_an_answer_arrives_loses_the_answer_unless_one_looks(look):
+    """What made lessons with sliders wait for ever, now and then: jupyter_client sends past the event loop."""
+
+    async def wait_for_the_answer() -> bool:
+        context = zmq.asyncio.Context()
+        kernel, ours = (
+            zmq.Socket(zmq.Context.shadow(context.underlying), zmq.ROUTER),
+            context.socket(zmq.DEALER),
+        )
+        try:
+            ours.connect(f"tcp://127.0.0.1:{kernel.bind_to_random_port('tcp://127.0.0.1')}")
+            past_the_loop = zmq.Socket.shadow(ours.underlying)
+            channel = SimpleNamespace(socket=ours, send=past_the_loop.send)
+            if look:
+                look_after_sending(channel)
+            channel.send(b"execute")
+            identity, _ = kernel.recv_multipart()
+            answer = asyncio.ensure_future(ours.recv())
+            await asyncio.sleep(0.1)
+            kernel.send_multipart([identity, b"done"])
+            time.sleep(0.2)  # the answer comes while the loop is busy ...
+            channel.send(b"widget")  # ... and something is sent before the loop has seen it
+            done, _ = await asyncio.wait([answer], timeout=1)
+            answer.cancel()
+            return bool(done)
+        finally:
+            kernel.close(0)
+            ours.close(0)
+            context.destroy(0)
+
+    assert asyncio.run(wait_for_the_answer()) is look
 
 
 def test_a_notebook_with_many_sliders_does_not_wait_for_ever(tmp_path):
