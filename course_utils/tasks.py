@@ -17,13 +17,10 @@ LOCK_HEADER = """\
 # The versions with which the course was last tested, all of them (direct and indirect).
 # Made by `make lock` on Python {python} from the installed environment; do not edit by hand.
 #
-# Used as constraints: a line counts only where its package is needed at all, so packages for one system or
-# one Python alone do no
-# harm elsewhere. The environment is made on the oldest supported Python, for which a version is the hardest
-# to find; packages that
-# only other systems need (Windows, macOS) are not pinned. `torch` is pinned without the name of its build, so
-# that the CPU build and
-# the CUDA build both fit.
+# Used as constraints: a line counts only where its package is needed at all, so a package for one system or
+# one Python alone does no harm elsewhere. Made on the oldest supported Python, for which versions are the
+# hardest to find. Packages that only other systems need (Windows, macOS) are not pinned. `torch` is pinned
+# without the name of its build, so that the CPU build and the CUDA build both fit.
 """
 NOT_LOCKED = {"pip", "setuptools", "wheel", "uv", "course-utils"}
 

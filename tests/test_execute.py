@@ -240,11 +240,14 @@ def test_ending_the_command_leaves_no_kernel_behind(tmp_path, end):
 
         run_notebook({str(path)!r}, {str(tmp_path / "out.ipynb")!r}, on_cell=tell)
     """
+    folder = tmp_path / "temporary"
+    folder.mkdir()
     command = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(code)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env={**os.environ, "TMPDIR": str(folder)},
     )
     pids = [int(pid) for pid in command.stdout.readline().split()]
     assert len(pids) >= 2 and all(alive(pid) for pid in pids)  # the worker and the kernel
@@ -254,6 +257,9 @@ def test_ending_the_command_leaves_no_kernel_behind(tmp_path, end):
     while any(alive(pid) for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not [pid for pid in pids if alive(pid)]
+    while any(folder.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not list(folder.iterdir())  # nor a temporary folder
     assert end is signal.SIGKILL or "KeyboardInterrupt" in complaint
 
 

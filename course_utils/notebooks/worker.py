@@ -15,6 +15,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import sys
 import threading
 import time
@@ -156,6 +157,8 @@ class Run:
                 )
                 run.client, run.manager = client, client.create_kernel_manager()
                 client.owns_km = True
+                # In the run's own folder: it goes away with the run, also when the kernel is killed.
+                run.manager.connection_file = str(Path(os.environ["JUPYTER_RUNTIME_DIR"], "kernel.json"))
                 try:
                     client.execute()
                 finally:
@@ -270,6 +273,7 @@ def leave_with_parent(run: dict[str, Any]) -> None:
             pass
     if not run.get("finished"):
         end_children()
+        shutil.rmtree(os.environ["JUPYTER_RUNTIME_DIR"], ignore_errors=True)  # made for this run alone
         os._exit(1)
 
 
