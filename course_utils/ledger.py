@@ -21,6 +21,7 @@ from typing import Any, Literal
 from course_utils.errors import CourseError
 
 MIME = "application/vnd.course.claim+json"
+NOISE = 1e-6  # an identity is stated with a tolerance of at most this; what is measured beyond it is rounding
 VERDICTS = ("holds", "holds with a correction", "does not hold")
 SYMBOL = {"holds": "✓", "holds with a correction": "≈", "does not hold": "✗"}
 COLOUR = {"holds": "#00714d", "holds with a correction": "#7a5200", "does not hold": "#a3341f"}
@@ -225,7 +226,7 @@ def _round(value: float, digits: int) -> float:
 
 def _without_noise(measured: float, tolerance: float | None) -> float:
     # Rounding noise far below a claim's tolerance differs between machines and means nothing: 3e-17 ± 1e-10 is recorded as 0.
-    return round(measured / tolerance) * tolerance if tolerance else measured
+    return round(measured / tolerance) * tolerance if tolerance and tolerance <= NOISE else measured
 
 
 def _expected(row: dict[str, Any]) -> str:

@@ -41,6 +41,7 @@ def test_an_interval_object_is_read_by_its_limits():
 def test_rounding_noise_below_the_tolerance_is_not_recorded():
     assert ledger.judge("01.word", "theory", "a statement", 0, 3.3e-17, tolerance=1e-10).measured == 0
     assert ledger.judge("01.word", "theory", "a statement", 0, 3.3e-9, tolerance=1e-10).measured == 3.3e-9
+    assert ledger.judge("01.word", "this course", "a statement", 0, 1.2e-4, tolerance=2e-3).measured == 1.2e-4
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,30 @@ def test_the_log_probabilities_are_those_the_sampler_saw(world):
     )
 
 
+class OftenSilent:
+    """A model whose first token is the end token in most draws: the reference, with one bias moved."""
+
+    def __init__(self, world, push):
+        from course_utils.worlds.pocket_tokenizer import EOS_ID
+
+        self.model = world.new_policy().model
+        head, places = self.model.get_output_embeddings(), len(world.tokenizer)
+        self.hook = head.register_forward_hook(
+            lambda _, __, logits: logits + push * torch.nn.functional.one_hot(torch.tensor(EOS_ID), places)
+        )
+
+
+def test_feedback_never_holds_an_empty_response_and_measurements_may(world):
+    silent = OftenSilent(world, push=9.0)
+    sample = world.draw(silent, per_prompt=2, seed=11)
+    assert "" in sample.responses
+    texts = world.sample_responses(world.prompts, torch.Generator().manual_seed(2), silent)
+    assert len(texts) == len(world.prompts) and all(text.strip() for text in texts)
+    assert math.isfinite(world.kl_to_reference(silent, per_prompt=2, seed=11).estimate)
+    with pytest.raises(CourseError, match="pocket-empty-responses"):
+        world.sample_responses(world.prompts, torch.Generator().manual_seed(2), OftenSilent(world, push=60.0))
+
+
 def test_training_a_new_policy_leaves_the_reference_as_it_was(world):
     policy = world.new_policy()
     assert all(value.requires_grad for value in policy.model.parameters())

@@ -179,6 +179,9 @@ def test_an_ensemble_differs_in_start_and_order_and_comes_again_from_its_seed():
     assert first.shape == (3, 60)
     assert torch.equal(first, again) and not torch.equal(first, other)
     assert vote(made[0], pairs).spread.min() > 0
+    # with one start for all, the order alone makes them differ
+    alike = train_ensemble(lambda _: FeatureRewardModel(SIZE), pairs, 2, settings=settings)
+    assert vote(alike, pairs).spread.min() > 0
 
 
 def test_voting_finds_wrong_labels_and_repairing_them_helps():
@@ -233,7 +236,7 @@ TEXTS = Pairs(
 
 
 def test_the_head_reads_the_last_token_of_the_response_whatever_the_padding(reward_model):
-    prompts, responses = [[5, 6, 7], [8]], [[9, 10], [11, 12, 13, 14]]
+    prompts, responses = [[5, 6, 7], [8]], [[9, 10], [11, 12, 13, 14, 15, 16]]
     found = {}
     for padding in ("right", "left"):
         found[padding] = reward_model.score(batch_from_ids(prompts, responses, padding=padding))

@@ -333,6 +333,28 @@ def test_a_setting_with_one_entry_per_example_goes_with_its_rows():
     assert (numbers(in_batches.policy) - numbers(policy)).abs().max() > 1e-6
 
 
+def test_the_baselines_of_kto_and_bco_are_computed_from_the_batch():
+    policy = TablePolicy(torch.tensor([[2.0, 0.1, -0.3, 0], [0.4, 0.2, 0, 2.3]]))
+    ref = FrozenReference(TablePolicy(torch.zeros(2, 4)))
+    batch = UNPAIRED.take(DataOrder(41, 20, 0, UNPAIRED.preferred).batch(0))
+    scores = [model.log_prob(batch.prompt, batch.response).detach() for model in (policy, ref)]
+    others = torch.cat([batch.response[1:], batch.response[:1]])
+    kl = sum(sign * m.log_prob(batch.prompt, others).mean() for sign, m in ((1, policy), (-1, ref))).item()
+    reward = 0.7 * (scores[0] - scores[1])
+    delta = 0.5 * (reward[batch.preferred].mean() + reward[~batch.preferred].mean()).item()
+    assert kl > 0.01 and abs(kl - float((scores[0] - scores[1]).mean())) > 0.01 and abs(delta) > 0.01
+    each = {
+        "kto": objectives.kto(*scores, batch.preferred, beta=0.7, kl=kl),
+        "bco": objectives.bco(*scores, batch.preferred, beta=0.7, delta=delta),
+    }
+    for name, word in (("kto", {"kl": "mismatched"}), ("bco", {"delta": "batch"})):
+        trained = TablePolicy(policy.logits)
+        loss = quietly(
+            trained, UNPAIRED, name, ref=ref, settings=settings(1, batch_size=20), beta=0.7, **word
+        ).history.last("loss")
+        assert abs(loss - float(objectives.classwise_mean(each[name], batch.preferred))) < 1e-12
+
+
 def test_gradients_left_over_from_before_do_not_enter_the_first_step():
     clean, used = table(), table()
     used.log_prob(PAIRS.prompt, PAIRS.chosen).sum().backward()
@@ -445,7 +467,7 @@ def test_the_history_has_the_columns_of_a_run_and_evaluation_where_it_happened()
     assert np.isnan(history.column("loss")[0]) and np.isfinite(history.column("loss")[1:]).all()
     steps, kl = history.curve("kl")
     assert steps.tolist() == [0, 4, 8, 10] and abs(kl[0]) < 1e-15 < 1e-4 < kl[-1]
-    assert history.last("win_high") == 0.6
+    assert [history.last(name) for name in ("win", "win_low", "win_high")] == [0.5, 0.4, 0.6]
     assert (np.diff(history.column("seconds")[1:]) > 0).all()
     with pytest.raises(CourseError) as error:
         history.column("los")

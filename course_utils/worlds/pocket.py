@@ -19,7 +19,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,7 @@ from course_utils.worlds.pocket_features import (
     find_prompt,
 )
 from course_utils.worlds.pocket_judges import Judge, RewardJudge, judge_named, weighted
-from course_utils.worlds.pocket_model import MAX_NEW_TOKENS, sample_texts
+from course_utils.worlds.pocket_model import MAX_NEW_TOKENS, draw_samples
 from course_utils.worlds.pocket_phrases import PROMPTS
 from course_utils.worlds.pocket_report import PocketReport, distinct_share, pretty
 
@@ -63,11 +62,15 @@ __all__ = [
 
 @dataclass(frozen=True, eq=False)
 class PocketSample:
-    """Responses drawn from a policy, prompt by prompt, as many to each: texts and features [N, 9]."""
+    """Responses drawn from a policy, prompt by prompt, as many to each: texts, features [N, 9], and the tokens drawn.
+
+    The tokens say more than the text: a response that was cut at MAX_NEW_TOKENS has no end token.
+    """
 
     prompts: list[str]
     responses: list[str]
     features: Tensor
+    tokens: Any  # sampling.Samples
 
     def __len__(self) -> int:
         return len(self.responses)
@@ -110,19 +113,36 @@ class PocketWorld:
         proposal: Any = None,
         temperature: float = 1.0,
     ) -> list[str]:
-        """One response to each prompt, from the reference or from another policy."""
+        """One response to each prompt, from the reference or from another policy.
+
+        A response without a word is drawn again (one in ten thousand is, from the reference): nothing can be learnt
+        from it, and encoding refuses it. Samples for measurements (`draw`) are left as they are.
+        """
         from course_utils.sampling import generate
 
-        drawn = generate(
-            self.model if proposal is None else _model_of(proposal),
-            self.tokenizer,
-            prompts,
-            max_new_tokens=MAX_NEW_TOKENS,
-            temperature=temperature,
-            seed=generator,
-            batch_size=1024,
+        model = self._model(proposal)
+        texts, missing = [""] * len(prompts), list(range(len(prompts)))
+        for _ in range(20):
+            drawn = generate(
+                model,
+                self.tokenizer,
+                [prompts[row] for row in missing],
+                max_new_tokens=MAX_NEW_TOKENS,
+                temperature=temperature,
+                seed=generator,
+                batch_size=1024,
+            )
+            for row, text in zip(missing, drawn.texts, strict=True):
+                texts[row] = text
+            missing = [row for row in missing if not texts[row].strip()]
+            if not missing:
+                return texts
+        raise CourseError(
+            "pocket-empty-responses",
+            f"{len(missing)} of {len(prompts)} responses are still empty after 20 draws.",
+            where="sample_responses",
+            remedy="the policy has learnt to say nothing: train less, or with a larger beta, and look at its samples.",
         )
-        return list(drawn.texts)
 
     def preference_probability(
         self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]
@@ -148,27 +168,15 @@ class PocketWorld:
 
     def draw(self, policy: Any = None, per_prompt: int = 50, seed: int = 0) -> PocketSample:
         """The same number of responses to every prompt, from a policy or from the reference."""
-        model = self.model if policy is None else _model_of(policy)
-        prompts, responses = sample_texts(model, self.tokenizer, per_prompt, seed)
-        return PocketSample(prompts, responses, feature_table(prompts, responses))
+        drawn = draw_samples(self._model(policy), self.tokenizer, per_prompt, seed)
+        prompts = [PROMPTS[i].text for i in drawn.prompt_index.tolist()]
+        return PocketSample(prompts, drawn.texts, feature_table(prompts, drawn.texts), drawn)
 
-    @torch.no_grad()
-    def log_prob(
-        self, policy: Any, prompts: Sequence[str], responses: Sequence[str], batch_size: int = 256
-    ) -> Tensor:
-        """log pi(response | prompt), summed over tokens, without gradients. `policy=None` is the reference."""
-        from course_utils.causal_lm import scoring_mode
+    def log_prob(self, policy: Any, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
+        """log pi(response | prompt) of texts, the end token included, without gradients; None is the reference."""
         from course_utils.encoding import encode
-        from course_utils.logprobs import sequence_log_probs
 
-        model = self.model if policy is None else _model_of(policy)
-        batch = encode(self.tokenizer, prompts, responses)
-        values = torch.empty(len(prompts), dtype=torch.float64)
-        with scoring_mode(model):
-            # Similar lengths together: less padding.
-            for rows in batch.attention_mask.sum(dim=1).argsort().split(batch_size):
-                values[rows] = sequence_log_probs(model, batch.select(rows)).double()
-        return values
+        return self._score(policy, encode(self.tokenizer, prompts, responses))
 
     # -------------------- the truth
 
@@ -199,7 +207,7 @@ class PocketWorld:
         closely.
         """
         sample, ref_log_prob = self._reference_draw(per_prompt, seed)
-        log_prob = ref_log_prob if policy is None else self.log_prob(policy, sample.prompts, sample.responses)
+        log_prob = ref_log_prob if policy is None else self._score(policy, sample.tokens.batch())
         return pocket_truth.kl_to_preferred(
             self.judge.preference_probability,
             log_prob,
@@ -266,6 +274,22 @@ class PocketWorld:
 
     # -------------------- parts
 
+    def _model(self, policy: Any) -> Any:
+        return self.model if policy is None else _model_of(policy)
+
+    @torch.no_grad()
+    def _score(self, policy: Any, batch: Any, batch_size: int = 256) -> Tensor:
+        from course_utils.causal_lm import scoring_mode
+        from course_utils.logprobs import sequence_log_probs
+
+        model = self._model(policy)
+        values = torch.empty(len(batch), dtype=torch.float64)
+        with scoring_mode(model):
+            # Similar lengths together: less padding.
+            for rows in batch.attention_mask.sum(dim=1).argsort().split(batch_size):
+                values[rows] = sequence_log_probs(model, batch.select(rows)).double()
+        return values
+
     def _win_rate(self, sample: PocketSample) -> Interval:
         judged = self.judge.preference_probability
         return pocket_truth.mean_win_rate(
@@ -276,8 +300,10 @@ class PocketWorld:
         return pocket_truth.mean_over_prompts(self.judge.reward_of(sample.features), sample.prompt_index)
 
     def _kl_to_reference(self, policy: Any, sample: PocketSample) -> Interval:
-        score = partial(self.log_prob, prompts=sample.prompts, responses=sample.responses)
-        return pocket_truth.kl_to_reference(score(policy), score(None), sample.prompt_index)
+        batch = sample.tokens.batch()
+        return pocket_truth.kl_to_reference(
+            self._score(policy, batch), self._score(None, batch), sample.prompt_index
+        )
 
     def _reference_draw(self, per_prompt: int, seed: int) -> tuple[PocketSample, Tensor]:
         """Responses of the reference with their log-probabilities, drawn once and kept."""
@@ -285,7 +311,7 @@ class PocketWorld:
         if key not in self._kept:
             # Not the seed of the table: the two samples must be independent.
             sample = self.draw(per_prompt=per_prompt, seed=70_000 + seed)
-            self._kept[key] = sample, self.log_prob(None, sample.prompts, sample.responses)
+            self._kept[key] = sample, self._score(None, sample.tokens.batch())
         return self._kept[key]
 
 

@@ -46,13 +46,14 @@ SIZE = {
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How one checkpoint is trained: `steps` batches of fresh sentences, a warm-up, then a cosine to zero."""
+    """How one checkpoint is trained: `steps` batches of fresh sentences, learning rate up, level, down."""
 
     recipe: str
     steps: int
     learning_rate: float
     batch_size: int = 32
     warm_up: int = 50
+    cool_down: float = 0.4
     weight_decay: float = 0.01
     clip: float = 20.0
     seed: int = 0
@@ -170,8 +171,9 @@ def train(model: Any, tokenizer: Any, settings: TrainingSettings, report_every: 
 
 
 def _schedule(step: int, settings: TrainingSettings) -> float:
-    warm = min(1.0, (step + 1) / settings.warm_up)
-    return warm * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
+    """Up over `warm_up` steps, level, and down to zero over the last `cool_down` share of the steps."""
+    left = (settings.steps - step) / (settings.cool_down * settings.steps)
+    return min(1.0, (step + 1) / settings.warm_up, left)
 
 
 # -------------------- measurement
@@ -200,21 +202,25 @@ def cross_entropy(
     }
 
 
-def sample_texts(model: Any, tokenizer: Any, per_prompt: int, seed: int) -> tuple[list[str], list[str]]:
-    """`per_prompt` responses to every prompt of the language: (prompts, responses), prompt by prompt."""
+def draw_samples(model: Any, tokenizer: Any, per_prompt: int, seed: int) -> Any:
+    """`per_prompt` responses to every prompt of the language, prompt by prompt, as `sampling.Samples`."""
     from course_utils.sampling import generate
 
-    texts = [prompt.text for prompt in PROMPTS]
-    drawn = generate(
+    return generate(
         model,
         tokenizer,
-        texts,
+        [prompt.text for prompt in PROMPTS],
         samples_per_prompt=per_prompt,
         max_new_tokens=MAX_NEW_TOKENS,
         seed=seed,
         batch_size=1024,
     )
-    return [text for text in texts for _ in range(per_prompt)], list(drawn.texts)
+
+
+def sample_texts(model: Any, tokenizer: Any, per_prompt: int, seed: int) -> tuple[list[str], list[str]]:
+    """The texts of `draw_samples`: (prompts, responses)."""
+    drawn = draw_samples(model, tokenizer, per_prompt, seed)
+    return [PROMPTS[i].text for i in drawn.prompt_index.tolist()], list(drawn.texts)
 
 
 def feature_means(features: Tensor) -> dict[str, float]:

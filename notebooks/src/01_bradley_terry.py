@@ -325,9 +325,9 @@ claim("01.calibration", "this course",
       expected=0, measured=fitted - perfect, tolerance=0.002)
 
 # %% [markdown]
-# ## 4 · Break it on purpose
-#
 # The error falls to what the true judge itself scores on these draws: chance, not misfit.
+#
+# ## 4 · Break it on purpose
 #
 # **A cycle.** Rock beats scissors, scissors beat paper, paper beats rock, each nine times in ten. Each answer wins half of its comparisons, so observed minus expected wins
 # vanishes at equal scores: that is the maximum. What is lost is the gap to the **saturated** model, which gives each pair a probability of its own.
