@@ -87,7 +87,7 @@ def test_the_estimate_of_kl_to_the_preferred_distribution_is_unbiased(judge, use
     found = [world.estimate(20, 40, generator, use_ratio=use_ratio).estimate for _ in range(300)]
     mean, error = mean_and_error(found)
     assert abs(mean - world.kl_to_preferred(world.policy)) < 4 * error
-    assert error < 0.006  # the test can see a bias of this order
+    assert error < 0.007  # the test can see a bias of this order
 
 
 def test_without_its_correction_a_small_sample_for_w_would_give_too_large_a_kl():

@@ -19,6 +19,7 @@ from course_utils.errors import CourseError
 from course_utils.feedback import Column, Groups, Pairs, SoftPairs, Unpaired, take_rows
 
 SCORED_AT_ONCE = 64  # rows of text for which a reference that stays is asked at a time
+TOGETHER_ON_A_CPU = 32  # rows of text in one forward pass; a third faster than 128 rows of all lengths
 
 # What an objective of each kind can be given; the first is its own, the others are converted.
 ACCEPTED: dict[str, tuple[type, ...]] = {
@@ -196,12 +197,16 @@ class EncodedExamples:
         return cls(layout, encode(policy.tokenizer, prompts, responses, **options), group)
 
     def log_probs(self, model: Any, rows: Tensor | None) -> dict[str, Tensor]:
-        from course_utils.logprobs import pair_log_probs, sequence_log_probs
+        from course_utils.logprobs import pair_log_probs
+        from course_utils.shared_prompt import stack
 
         batch = self._batch(rows, model)
-        if len(self._slots) == 2:
+        if len(self._slots) == 1:
+            return {self._slots[0]: self._grouped(_by_length(model.model, batch))}
+        if batch.share_prompt:
             return dict(zip(self._slots, pair_log_probs(model.model, batch), strict=True))
-        return {self._slots[0]: self._grouped(sequence_log_probs(model.model, batch))}
+        both = _by_length(model.model, stack(batch.chosen, batch.rejected))
+        return dict(zip(self._slots, both.split(len(batch)), strict=True))
 
     def all_log_probs(self, model: Any, cache_dir: Any = None) -> dict[str, Tensor]:
         from course_utils.reference_cache import reference_log_probs
@@ -252,6 +257,17 @@ class EncodedExamples:
 
     def _grouped(self, values: Tensor) -> Tensor:
         return values if self._group is None else values.reshape(-1, self._group)
+
+
+def _by_length(model: Any, batch: Any) -> Tensor:
+    """log pi(y | x) of every row. On a CPU, rows of similar length are scored together: less padding, less time."""
+    from course_utils.logprobs import sequence_log_probs
+
+    if len(batch) <= TOGETHER_ON_A_CPU or batch.input_ids.device.type != "cpu":
+        return sequence_log_probs(model, batch)
+    order = batch.attention_mask.sum(dim=1).argsort(stable=True)
+    pieces = [sequence_log_probs(model, batch.select(some)) for some in order.split(TOGETHER_ON_A_CPU)]
+    return torch.cat(pieces)[order.argsort()]
 
 
 def examples_for(policy: Any, layout: Layout, share_prompt: bool = False) -> Examples:

@@ -46,21 +46,20 @@ SIZE = {
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How one checkpoint is trained: `steps` batches of fresh sentences, learning rate up, level, down."""
+    """How one checkpoint is trained: `steps` batches of fresh sentences, a warm-up, then a cosine to zero."""
 
     recipe: str
     steps: int
     learning_rate: float
     batch_size: int = 32
     warm_up: int = 50
-    cool_down: float = 0.4
     weight_decay: float = 0.01
     clip: float = 20.0
     seed: int = 0
 
 
-BASE_TRAINING = TrainingSettings(recipe="base", steps=5000, learning_rate=3e-3)
-SFT_TRAINING = TrainingSettings(recipe="sft", steps=2000, learning_rate=1.5e-3, seed=1)
+BASE_TRAINING = TrainingSettings(recipe="base", steps=9000, learning_rate=4e-3)
+SFT_TRAINING = TrainingSettings(recipe="sft", steps=3000, learning_rate=2e-3, seed=1)
 
 
 # -------------------- models
@@ -171,9 +170,8 @@ def train(model: Any, tokenizer: Any, settings: TrainingSettings, report_every: 
 
 
 def _schedule(step: int, settings: TrainingSettings) -> float:
-    """Up over `warm_up` steps, level, and down to zero over the last `cool_down` share of the steps."""
-    left = (settings.steps - step) / (settings.cool_down * settings.steps)
-    return min(1.0, (step + 1) / settings.warm_up, left)
+    warm = min(1.0, (step + 1) / settings.warm_up)
+    return warm * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
 
 
 # -------------------- measurement
