@@ -127,16 +127,19 @@ def test_transformers_loads_the_same_model_from_the_folder(name, architecture):
     assert all(value.dtype == torch.float32 for value in theirs.parameters())
     for key, value in mine.state_dict().items():
         assert torch.equal(value, theirs.state_dict()[key]), key
-    their_tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    their_tokenizer = transformers.AutoTokenizer.from_pretrained(default_folder() / "tokenizer")
     assert their_tokenizer(SKY, ANSWER)["input_ids"] == tokenizer(SKY, ANSWER)["input_ids"]
+    user = [{"role": "user", "content": SKY}]
+    written = [
+        one.apply_chat_template(user, add_generation_prompt=True, tokenize=False)
+        for one in (their_tokenizer, tokenizer)
+    ]
+    assert written[0] == written[1]
 
 
-def test_the_stored_tokenizers_are_the_one_the_language_makes(tokenizer):
-    for name, architecture in CHECKPOINTS:
-        stored = read_tokenizer(default_folder() / f"{architecture}-{name}" / "tokenizer.json")
-        assert json.loads(stored.backend_tokenizer.to_str()) == json.loads(
-            tokenizer.backend_tokenizer.to_str()
-        )
+def test_the_stored_tokenizer_is_the_one_the_language_makes(tokenizer):
+    stored = read_tokenizer(default_folder() / "tokenizer" / "tokenizer.json")
+    assert json.loads(stored.backend_tokenizer.to_str()) == json.loads(tokenizer.backend_tokenizer.to_str())
 
 
 def test_the_reference_features_are_those_of_the_shipped_model():
