@@ -19,7 +19,8 @@ FORBIDDEN = {
     "objectives": {"worlds", "preferences", "training", "notebooks", "labs", "trl_bridge", "policies", "evaluation"},
     "density_ratios": {"worlds", "preferences", "training", "notebooks", "labs", "objectives", "policies"},
     "statistics": {"worlds", "preferences", "training", "notebooks", "labs", "objectives", "policies"},
-    "training": {"notebooks", "labs", "cli", "trl_bridge"},
+    "training": {"notebooks", "labs", "cli", "trl_bridge", "experiments"},
+    "experiments": {"notebooks", "labs", "cli"},
     "ledger": {"worlds", "training", "notebooks", "labs"},
 }
 TRL_ALLOWED = {"trl_bridge"}

@@ -24,9 +24,6 @@ from course_utils.worlds.pocket_phrases import PROMPTS, vocabulary  # noqa: E402
 from course_utils.worlds.pocket_tokenizer import EOS_ID, UNK_ID, build_tokenizer, read_tokenizer  # noqa: E402
 
 SKY, ANSWER = "what colour is the sky?", "good morning. you are kind and wise. the sky is blue."
-NEEDS_CHECKPOINTS = pytest.mark.skipif(
-    not (default_folder() / "sha256sums.txt").exists(), reason="data/pocket is not in this checkout"
-)
 CHECKPOINTS = [(name, architecture) for architecture in ARCHITECTURES for name in NAMES]
 
 
@@ -140,13 +137,11 @@ def test_transformers_loads_the_same_model_from_the_folder(name, architecture):
     assert written[0] == written[1]
 
 
-@NEEDS_CHECKPOINTS
 def test_the_stored_tokenizer_is_the_one_the_language_makes(tokenizer):
     stored = read_tokenizer(default_folder() / "tokenizer" / "tokenizer.json")
     assert json.loads(stored.backend_tokenizer.to_str()) == json.loads(tokenizer.backend_tokenizer.to_str())
 
 
-@NEEDS_CHECKPOINTS
 def test_the_reference_features_are_those_of_the_shipped_model():
     for architecture in ARCHITECTURES:
         table = load_reference_features("sft", architecture)

@@ -33,6 +33,10 @@ for command in (lessons.run, lessons.check, lessons.build, lessons.compare, othe
 labs.command("build")(others.labs_build)
 labs.command("mutants")(others.labs_mutants)
 app.add_typer(labs, name="labs")
+measured = typer.Typer(help="The computations behind the lessons.", no_args_is_help=True)
+measured.command("list")(others.experiments_list)
+measured.command("run")(others.experiments_run)
+app.add_typer(measured, name="experiments")
 
 
 @app.callback(invoke_without_command=True)

@@ -98,3 +98,39 @@ def labs_mutants(
         f"{len(table.rows)} mistakes, {missed} missed.", style="red" if missed else "green", highlight=False
     )
     raise typer.Exit(1 if missed else 0)
+
+
+def experiments_list() -> None:
+    """The experiments: how many runs each has, how long they took, and whether they are stored."""
+    import json
+
+    from course_utils.experiments import all_experiments
+    from course_utils.experiments.storage import stored_path
+
+    table = Table("Experiment", "Runs", "Stored", "What it measures", box=None, padding=(0, 2, 0, 0))
+    for experiment in all_experiments():
+        path = stored_path(experiment.name)
+        stored = "no"
+        if path.exists():
+            whole = json.loads(path.read_text(encoding="utf-8"))
+            seconds = sum(run["seconds"] for run in whole["runs"])
+            same = whole["code"] == experiment.code()
+            stored = f"{seconds:,.0f} s" if same else f"{seconds:,.0f} s, by other code"
+        table.add_row(experiment.name, str(len(experiment.grid)), stored, Text(experiment.about))
+    console().print(table)
+
+
+def experiments_run(
+    names: Annotated[list[str], typer.Argument(metavar="NAME", help="Experiments, as `list` names them.")],
+    workers: Annotated[int, typer.Option(min=1, help="Processes at the same time, one thread each.")] = 1,
+) -> None:
+    """Compute experiments and store their results under data/results. A run that is there is not computed again."""
+    from course_utils.experiments import compute, find, store
+
+    for experiment in [find(name) for name in names]:
+        runs = compute(experiment, workers=workers)
+        path = store(experiment, runs)
+        seconds = sum(run["seconds"] for run in runs)
+        console().print(
+            f"{experiment.name}: {len(runs)} runs, {seconds:,.0f} s of computing, {shorten(path)}"
+        )

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from course_utils.errors import CourseError
 
-WEIGHTS, CARD = "reward_model.safetensors", "reward_model.json"
+WEIGHTS, CARD, TOKENIZER = "reward_model.safetensors", "reward_model.json", "tokenizer"
 SCORED_AT_ONCE = 256
 
 
@@ -125,7 +125,8 @@ class LanguageRewardModel(nn.Module):
         card = {"kind": "language", "outputs": self.head.out_features, "chat_template": self.chat_template}
         _write(folder, weights, card)
         self.model.config.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        # Beside a config.json of Qwen2, transformers would read any tokenizer back as Qwen's own.
+        self.tokenizer.save_pretrained(folder / TOKENIZER)
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
@@ -137,7 +138,7 @@ class LanguageRewardModel(nn.Module):
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         with torch.random.fork_rng(devices=[]):
             backbone = AutoModelForCausalLM.from_config(config).to(weights["head.weight"].dtype).eval()
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder / TOKENIZER, local_files_only=True)
         model = cls(backbone, tokenizer, card["outputs"], chat_template=card["chat_template"])
         with torch.no_grad():
             for name, parameter in model.named_parameters():

@@ -2,21 +2,22 @@
 
     data/pocket/README.md                     the card: what, how trained, how good
     data/pocket/sha256sums.txt                one line per file; `sha256sum -c` reads it too
+    data/pocket/tokenizer/                    one tokenizer for all
     data/pocket/qwen2-sft/                    one folder per checkpoint, in the layout of transformers
         model.safetensors                     weights, float16 on disk, float32 in memory
-        config.json  tokenizer.json  tokenizer_config.json
+        config.json
         training.json                         settings, losses and measurements
         reference_features.safetensors        (sft only) features of a large sample, for win rates
 
 Weights are rounded to float16 before anything is measured or drawn from them, so every number belongs to the
-model that is loaded.
+model that is loaded. The tokenizer has a folder of its own because transformers replaces the tokenizer of any
+folder whose config.json says "qwen2" by Qwen's byte-level one, without a word.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor
 
 from course_utils.errors import CourseError
+from course_utils.shipped import data_folder
 from course_utils.worlds import pocket_tokenizer
 from course_utils.worlds.pocket_features import FEATURE_NAMES, column, feature_table
 from course_utils.worlds.pocket_model import (
@@ -38,15 +40,15 @@ from course_utils.worlds.pocket_phrases import PROMPTS
 
 SUMS = "sha256sums.txt"
 WEIGHTS = "model.safetensors"
+TOKENIZER = "tokenizer"
 REFERENCE = "reference_features.safetensors"
 REFERENCE_PER_PROMPT = 1024
 REFERENCE_SEED = 20_000
 
 
 def default_folder() -> Path:
-    """data/pocket beside the package, or inside the folder that the environment variable COURSE_DATA names."""
-    data = os.environ.get("COURSE_DATA")
-    return Path(data) / "pocket" if data else Path(__file__).parents[2] / "data" / "pocket"
+    """Where the shipped checkpoints lie."""
+    return data_folder() / "pocket"
 
 
 # -------------------- read
@@ -57,8 +59,9 @@ def load(name: str = "sft", architecture: str = "qwen2", folder: Path | None = N
     from safetensors.torch import load_file
 
     place = checkpoint_folder(name, architecture, folder)
-    for file in (WEIGHTS, "tokenizer.json"):
-        verify(place / file)
+    tokenizer_file = place.parent / TOKENIZER / "tokenizer.json"
+    for file in (place / WEIGHTS, tokenizer_file):
+        verify(file)
     model = new_model(architecture)
     weights = {key: value.float() for key, value in load_file(place / WEIGHTS).items()}
     missing, unexpected = model.load_state_dict(weights, strict=False)
@@ -71,7 +74,7 @@ def load(name: str = "sft", architecture: str = "qwen2", folder: Path | None = N
             remedy="restore data/pocket from the repository: git checkout -- data/pocket",
         )
     model.eval()
-    return model, pocket_tokenizer.read_tokenizer(place / "tokenizer.json")
+    return model, pocket_tokenizer.read_tokenizer(tokenizer_file)
 
 
 def load_reference_features(name: str, architecture: str, folder: Path | None = None) -> Tensor | None:
@@ -159,7 +162,6 @@ def save(out: Path, name: str, architecture: str, model: Any, tokenizer: Any, re
     model.config.architectures = [type(model).__name__]
     model.config.dtype = torch.float32  # what a reader of config.json should load the weights as
     model.config.save_pretrained(place)
-    pocket_tokenizer.save_tokenizer(tokenizer, place)
     after = cross_entropy(model, tokenizer, name)
     per_prompt = REFERENCE_PER_PROMPT if name == "sft" else 100
     features = feature_table(*sample_texts(model, tokenizer, per_prompt, REFERENCE_SEED))
@@ -191,9 +193,10 @@ def round_to_half(model: Any) -> None:
 
 
 def finish(out: Path) -> None:
-    """Write the card and the sums of everything in the folder."""
+    """Write the tokenizer, the card and the sums of everything in the folder."""
     from course_utils.worlds.pocket_card import card
 
+    pocket_tokenizer.save_tokenizer(pocket_tokenizer.build_tokenizer(), out / TOKENIZER)
     (out / "README.md").write_text(card(out), encoding="utf-8")
     files = sorted(file for file in out.rglob("*") if file.is_file() and file.name != SUMS)
     lines = [f"{digest(file)}  {file.relative_to(out).as_posix()}\n" for file in files]

@@ -58,6 +58,7 @@ def read_tokenizer(file: Path) -> Any:
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     """Write tokenizer.json and a tokenizer_config.json that transformers 4 and 5 both read."""
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer.json").write_text(tokenizer.backend_tokenizer.to_str(pretty=True), encoding="utf-8")
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", **_SETTINGS}
     text = json.dumps(settings, indent=2) + "\n"
