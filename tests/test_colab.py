@@ -52,14 +52,15 @@ def colab(tmp_path_factory):
 def test_the_set_up_cell_adds_this_package_and_changes_nothing(colab, tmp_path):
     assert "course-utils" not in installed(colab)
     checkout = tmp_path / "course"
-    ignored = shutil.ignore_patterns(".git", ".venv", "runs", "build", "*.egg-info", "__pycache__", "data")
+    ignored = shutil.ignore_patterns(".git", ".venv", "runs", "build", "*.egg-info", "__pycache__")
     shutil.copytree(ROOT, checkout, ignore=ignored)
     place = source.settings(ROOT)
     public = f"git+https://github.com/{place.repository}@{place.branch}"
     cells = [c.source for c in build.assemble(source.select(["00"], ROOT)[0]).cells if c.cell_type == "code"]
     assert public in cells[0]
     script = tmp_path / "lesson.ipy"
-    script.write_text("\n\n".join(cells).replace(public, str(checkout)), encoding="utf-8")
+    pocket = "from course_utils.worlds import pocket; print(type(pocket.load()[0]).__name__, 'was brought along')"
+    script.write_text("\n\n".join([*cells, pocket]).replace(public, str(checkout)), encoding="utf-8")
     before = installed(colab)
     clean = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
     done = quietly([colab, "-m", "IPython", "--colors=NoColor", script], cwd=tmp_path, env=clean | {"MPLBACKEND": "agg"})
@@ -67,4 +68,5 @@ def test_the_set_up_cell_adds_this_package_and_changes_nothing(colab, tmp_path):
     assert after.pop("course-utils", None), done.stdout + done.stderr
     assert after == before
     assert done.returncode == 0 and "Traceback" not in done.stdout + done.stderr, done.stdout + done.stderr
+    assert "Qwen2ForCausalLM was brought along" in done.stdout
     assert "00.rdro" in done.stdout and "does not hold" not in done.stdout
