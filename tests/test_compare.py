@@ -47,6 +47,18 @@ def test_a_cell_that_says_so_is_not_compared():
     assert not compare_notebooks(notebook("12.1 s", **tags), notebook("13.4 s", **tags))
 
 
+def test_the_table_of_all_claims_is_compared_by_its_verdicts():
+    def table(measured: float) -> nbformat.NotebookNode:
+        row = ledger.asdict(ledger.judge("01.x", "us", "a number", expected=1.0, measured=measured, tolerance=0.5))
+        made, rows = notebook(""), ledger.Rows([row])
+        data = {"text/plain": repr(rows), "text/html": rows._repr_html_()}
+        made.cells[0].outputs = [nbformat.v4.new_output("execute_result", data=data)]
+        return made
+
+    assert not compare_notebooks(table(1.0), table(1.2))
+    assert compare_notebooks(table(1.0), table(2.0))
+
+
 def test_a_missing_output_is_a_difference():
     empty = notebook("")
     empty.cells[0].outputs = []

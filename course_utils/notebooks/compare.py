@@ -2,7 +2,7 @@
 
 The words have to be the same; the numbers have to agree within a stated tolerance. The tolerance is relative; a cell states its own
 in its header (`# %% tolerance=0.02`), and everything else has to agree to `DEFAULT_TOLERANCE`. Claims are compared by
-their verdict and by the tolerance or interval they state themselves. A cell tagged `nbval-ignore-output` or `nbval-skip` is not compared.
+their verdict and by the tolerance or interval they state themselves, the table of all claims by its verdicts. A cell tagged `nbval-ignore-output` or `nbval-skip` is not compared.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from course_utils.ledger import MIME as CLAIM
+from course_utils.ledger import SYMBOL, VERDICTS
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
 DEFAULT_TOLERANCE = 1e-6
 NUMBER = re.compile(r"(?<![\w.])[-+−]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?(?![\w])")
+LEDGER = re.compile(rf"(?:[{''.join(SYMBOL.values())}] \S+: (?:{'|'.join(VERDICTS)})\n?)+")
 UNCOMPARED = {"nbval-ignore-output", "nbval-skip"}
 
 
@@ -75,6 +77,8 @@ def _parts(cell: Any) -> dict[str, list[Any]]:
         for kind, value in data.items():
             if CLAIM in data and kind != CLAIM:
                 continue
+            if kind == "text/html" and LEDGER.fullmatch(str(data.get("text/plain", ""))):
+                continue  # the table of all claims: its text has the verdicts
             if kind == "application/vnd.jupyter.widget-view+json" or "application/vnd.jupyter.widget-view+json" in data:
                 continue
             parts.setdefault(kind, []).append("" if kind.startswith("image/") else value)
