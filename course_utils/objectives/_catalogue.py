@@ -28,6 +28,9 @@ class Objective:
     - "unpaired": one response and whether it was preferred
     - "group": K responses of one prompt and their rewards, tensors of shape [batch, K]
     - "on-policy": one response that the policy itself has just sampled, and its reward
+
+    `reduction` is read for unpaired feedback alone: "classwise" adds the means of the two classes, "pooled" takes one
+    mean of all.
     """
 
     name: str
@@ -39,6 +42,7 @@ class Objective:
     equation: str
     assumes: str
     target: str
+    reduction: str = "classwise"
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -346,6 +350,7 @@ _ENTRIES = [
         equation=r"\log(1+e^l)+\tfrac1\alpha\log(1+e^{-l})\ \text{or}\ \log(1+e^l)," + rf"\ {_L}",
         assumes="The reference is the mixture alpha p+ + (1-alpha) p-; alpha is the share of preferred data.",
         target="p+, for any preference structure, with one plain mean.",
+        reduction="pooled",
     ),
 ]
 

@@ -64,8 +64,7 @@ def main_term(objective: Any, settings: dict[str, Any], layout: Layout | None, r
     _check_settings(objective, settings, layout)
     over = "all"
     if layout is not None and "preferred" in layout.constants:
-        own = "pooled" if str(objective.name).endswith("_pooled") else "classwise"
-        reduction = reduction or getattr(objective, "reduction", None) or own
+        reduction = reduction or objective.reduction
         over = "each class" if reduction == "classwise" else "all"
     elif reduction is not None:
         raise CourseError(

@@ -90,7 +90,7 @@ def expectation(
         chosen, others = world.probabilities(preferred), world.probabilities(rejected)
         if fraction is None:
             fraction = (own_data and world.preferred_fraction) or 0.5
-        weighted_classes = _class_weights(reduction or _reduction(objective), fraction)
+        weighted_classes = _class_weights(reduction or getattr(objective, "reduction", "classwise"), fraction)
     if kind == "unpaired":
         examples = _single([chosen * weighted_classes[0], others * weighted_classes[1]])
     elif kind == "chosen only":
@@ -189,14 +189,6 @@ def _groups(source: Tensor, size: int) -> Examples:
     weight = source[prompt.unsqueeze(-1), members].prod(dim=-1)
     kept = weight > 0
     return Examples(prompt[kept], {"": members[kept]}, weight[kept])
-
-
-def _reduction(objective: Any) -> str:
-    """How an objective of two classes wants to be averaged: it may say so; a name that ends in `_pooled`
-    says so too.
-    """
-    pooled = str(getattr(objective, "name", "")).endswith("_pooled")
-    return getattr(objective, "reduction", None) or ("pooled" if pooled else "classwise")
 
 
 def _class_weights(reduction: str, fraction: float) -> tuple[float, float]:
