@@ -25,11 +25,11 @@ def world():
 
 @pytest.fixture(scope="module")
 def ruder(world):
-    """A policy that is not the reference: the reference with its weights moved a little."""
+    """A policy that is not the reference: the reference with its weights moved at random."""
     policy, generator = world.new_policy(), torch.Generator().manual_seed(1)
     with torch.no_grad():
         for value in policy.model.parameters():
-            value.mul_(1 + 0.04 * torch.randn(value.shape, generator=generator))
+            value.mul_(1 + 0.3 * torch.randn(value.shape, generator=generator))
     return policy
 
 
@@ -176,7 +176,7 @@ def test_show_prints_prompt_response_and_what_the_judge_reads(world, capsys):
     world.show([(SKY, "good morning. you are kind. perhaps the sky is green. life is hard.")])
     shown = capsys.readouterr().out
     assert SKY in shown and "perhaps the sky is green" in shown
-    for note in ("wrong, hedged", "polite", "0 details", "gloomy", "flattery 1", "12 words", "reward"):
+    for note in ("wrong, hedged", "polite", "0 details", "gloomy", "flattery 1", "13 words", "reward"):
         assert note in shown
     world.with_judge("cyclic").show(world.draw(per_prompt=1, seed=1), 4)
     shown = capsys.readouterr().out
