@@ -1,4 +1,4 @@
-"""The checks of lesson 09: one loss for all ratios, relative least squares, a tail exponent, a conversion."""
+"""The checks of lesson 09: one loss for all ratios, relative least squares, a tail exponent."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from course_utils.density_ratios import GENERATORS, relative_ratio
+from course_utils.density_ratios import GENERATORS
 from course_utils.labs.exercises import Case, Exercise, Mistake
 
 Function = Callable[[Tensor], Tensor]
@@ -94,20 +94,6 @@ def _exponent_cases() -> Iterator[tuple[float, float]]:
     yield 1.0, 0.8
     yield 2.0, 1.9
     yield 3.0, 1.0
-
-
-# 09.4
-
-
-def to_relative(ratio: Tensor, alpha: float) -> Tensor:
-    """p / (alpha p + (1 - alpha) q) from p / q."""
-    return ratio / (alpha * ratio + 1 - alpha)
-
-
-def _relative_cases() -> Iterator[Case]:
-    values = torch.tensor([0.0, 0.3, 1.0, 4.0, 1e12], dtype=torch.float64)
-    for alpha in (0.5, 0.39, 0.0):
-        yield Case((values, alpha), f"ratios 0, 0.3, 1, 4 and 1e12, alpha = {alpha}")
 
 
 EXERCISES = (
@@ -262,45 +248,6 @@ EXERCISES = (
                 "the ratio of variances",
                 "This is the ratio of the variances. The exponent is the variance of p over the difference.",
                 lambda sd_p, sd_q: sd_p**2 / sd_q**2,
-            ),
-        ),
-    ),
-    Exercise(
-        id="09.4",
-        title="From plain to relative",
-        truth=to_relative,
-        cases=_relative_cases,
-        explain="It rises from 0 to 1/alpha and never beyond: whatever the classifier says, the answer is bounded.",
-        also_right=(
-            lambda ratio, alpha: ratio / (1 + alpha * (ratio - 1)),
-            lambda ratio, alpha: relative_ratio(ratio, alpha),
-        ),
-        mistakes=(
-            Mistake(
-                "alpha and 1 - alpha exchanged",
-                "Here alpha stands at q. It is the share of p: the answer must tend to 1/alpha, and at alpha = 0 be "
-                "the ratio itself.",
-                lambda ratio, alpha: ratio / ((1 - alpha) * ratio + alpha),
-            ),
-            Mistake(
-                "one instead of 1 - alpha",
-                "The q part of the mixture has weight 1 - alpha, not 1.",
-                lambda ratio, alpha: ratio / (alpha * ratio + 1),
-            ),
-            Mistake(
-                "clipped",
-                "This cuts the plain ratio off at 1/alpha. The relative ratio bends towards it.",
-                lambda ratio, alpha: ratio.clamp(max=1 / alpha) if alpha else ratio,
-            ),
-            Mistake(
-                "a mixture of ratios",
-                "This mixes the ratio with 1; the mixture belongs in the denominator.",
-                lambda ratio, alpha: alpha + (1 - alpha) * ratio,
-            ),
-            Mistake(
-                "the inverse map",
-                "This goes from the relative ratio to the plain one.",
-                lambda ratio, alpha: (1 - alpha) * ratio / (1 - alpha * ratio),
             ),
         ),
     ),

@@ -46,7 +46,9 @@ def check_lesson(lesson: Lesson) -> list[Problem]:
     import nbformat
 
     if not lesson.notebook.exists():
-        return [Problem(lesson.name, None, "the executed notebook is missing.", f"Run: course build {lesson.number}")]
+        problems = [Problem(lesson.name, None, "the executed notebook is missing.", f"Run: course build {lesson.number}")]
+        # What the build cannot mend is said before it.
+        return problems + _broken(lesson, assemble(lesson), (_sizes, _rooms))
     try:
         notebook = nbformat.read(lesson.notebook, as_version=4)
         nbformat.validate(notebook)
@@ -58,12 +60,17 @@ def check_lesson(lesson: Lesson) -> list[Problem]:
 
 def check_notebook(lesson: Lesson, notebook: NotebookNode) -> list[Problem]:
     """The same for a notebook that is already in memory."""
+    rules = (_source, _execution, _outputs, _sizes, _pictures, _rooms, _exercises, _budget)
+    return _broken(lesson, notebook, rules)
+
+
+def _broken(lesson: Lesson, notebook: NotebookNode, rules: Any) -> list[Problem]:
     problems: list[Problem] = []
 
     def note(cell: int | None, what: str, remedy: str) -> None:
         problems.append(Problem(lesson.name, cell, what, remedy))
 
-    for rule in (_source, _execution, _outputs, _sizes, _pictures, _rooms, _exercises, _budget):
+    for rule in rules:
         rule(lesson, notebook, note)
     return sorted(problems, key=lambda problem: problem.cell or 0)
 

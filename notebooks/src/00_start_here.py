@@ -26,7 +26,7 @@
 # <details><summary>If p = (½, ½) and q = (¼, ¾), is KL(p‖q) the same as KL(q‖p)?</summary>No: 0.144 against 0.131 nats. The order matters.</details>
 # <details><summary>What does softmax do to logits if you add 3 to each of them?</summary>Nothing: the three cancels.</details>
 #
-# *Not covered:* how language models work; a small one is aligned below, and you only read what it says.
+# *Not covered:* how language models work.
 
 # %%
 try:
@@ -336,7 +336,7 @@ print(f"KL(truth || before) = {known:.3f} nats")
 print(f"KL(truth || after)  = {missing:.3f} nats")
 wins = desk.win_rate(model, per_prompt=40)
 claim("00.pocket", "this course",
-      "the same objective trains a language model: its win rate against its former self (1 run, 960 texts)",
+      "the same objective trains a language model: win rate against its former self (1 run, 960 texts)",
       expected=0.5, relation="at least", measured=wins.estimate, interval=wins)
 
 # %% [markdown]
