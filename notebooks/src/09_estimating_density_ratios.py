@@ -42,9 +42,10 @@ import torch
 from torch import Tensor
 
 from course_utils import density_ratios, ledger, objectives, plots, statistics
+from course_utils.experiments import lesson_09 as lesson
 from course_utils.labs.checks import check
 from course_utils.ledger import claim
-from course_utils.worlds import pocket, pocket_judges, pocket_truth
+from course_utils.worlds import pocket
 
 # %% [markdown]
 # Two Gaussians. We see samples of the wide $p=\mathcal N(0,1)$ and of the narrower $q=\mathcal N(\frac12,\frac12)$, and want $r=p/q$. In the tails $q$ has almost nothing, so $r$ is enormous there. The **relative** ratio puts a mixture in the
@@ -84,8 +85,8 @@ right.set(ylim=(-0.1, 2.5), xlabel="x", title="the relative ratio, α = ½")
 plots.label(right, -0.4, 2.0, "1/α: the truth is never above", plots.GREY, xytext=(0, 8))
 plots.label(right, 0.2, 0.3, "estimated", green)
 plots.show(drawn, alt="""Left, on a logarithmic axis: the true ratio p/q grows beyond ten thousand in the
-    left tail; five estimates from samples of 1,000 stay far below it and disagree with each other. Right:
-    the relative ratio lies between zero and two, and five estimates follow it but for the very ends.""")
+    left tail; five estimates from samples of 1,000 stay far below it and disagree. Right: lies
+    between zero and two, and five estimates follow it but for the very ends.""")
 
 # %% [markdown]
 # Left, a ratio that grows without bound where $q$ has no points to see it by: five samples, five stories. Right, the same samples and a denominator that is never empty: the estimates agree with the truth, until the points run out at the ends. By the end you know what each costs.
@@ -181,30 +182,17 @@ check("09.2", rulsif_theta)
 # %% [markdown]
 # ## 3 · Verify against the exact optimum
 #
-# Six outcomes whose probabilities we know, and a model that can give each any ratio. Sums with probabilities replace the means, so nothing is random: the minimiser of every member must be $p/q$.
+# Six outcomes whose probabilities we know, and a model that can give each any ratio. Sums with probabilities replace the means, so nothing is random: the minimiser of every member, found by Newton's method, must be $p/q$.
 
 # %%
 p = torch.tensor([0.30, 0.25, 0.20, 0.15, 0.07, 0.03], dtype=torch.float64)
 q = torch.tensor([0.05, 0.10, 0.15, 0.20, 0.20, 0.30], dtype=torch.float64)
 
-
-def minimiser(f, denominator):
-    """The ratios at which sum q (f'(r) r - f(r)) - sum p f'(r) is least, by Newton's method in log r."""
-    slope = torch.func.vmap(torch.func.grad(f))
-    loss = lambda l: (denominator * (slope(l.exp()) * l.exp() - f(l.exp())) - p * slope(l.exp())).sum()
-    log_ratio = torch.zeros(6, dtype=torch.float64)
-    for _ in range(60):
-        gradient, hessian = torch.func.grad(loss)(log_ratio), torch.func.hessian(loss)(log_ratio)
-        log_ratio = log_ratio - (gradient / hessian.diagonal().abs().clamp_min(1e-12)).clamp(-1, 1)
-    return log_ratio.exp()
-
-
-members = {**density_ratios.GENERATORS, "power, 1/2": density_ratios.power(0.5)}
-errors, mixture = {}, 0.39 * p + 0.61 * q
+mixture = 0.39 * p + 0.61 * q
+members, errors = {**density_ratios.GENERATORS, "power, 1/2": density_ratios.power(0.5)}, {}
 for name, f in members.items():
-    plain_error = (minimiser(f, q) - p / q).abs().max()
-    errors[name] = float(max(plain_error, (minimiser(f, mixture) - p / mixture).abs().max()))
-    print(f"{name:15} largest error {errors[name]:.0e}")
+    found = [(lesson.minimiser(f, p, below) - p / below).abs().max() for below in (q, mixture)]
+    errors[name] = float(max(found))
 
 # %%
 claim("09.family", "Sugiyama, Suzuki, Kanamori (2012)",
@@ -219,27 +207,20 @@ claim("09.rdro", "derived in the course",
       "the relative logistic loss is RDRO's loss, with rejected data as q (difference)",
       expected=0, measured=float(by_rdro - by_family), tolerance=1e-12)
 bound = float(density_ratios.relative_ratio(torch.tensor([1e12], dtype=torch.float64), 0.39))
-claim("09.bound", "Yamada et al. (2011)", "the relative ratio is at most 1/alpha (alpha = 0.39, p/q = 1e12)",
-      expected=1 / 0.39, measured=bound, tolerance=1e-6)
+claim("09.bound", "Yamada et al. (2011)", expected=1 / 0.39, measured=bound, tolerance=1e-6,
+      statement="the relative ratio is at most 1/alpha (alpha = 0.39, p/q = 1e12)")
 
 # %% [markdown]
 # Which width, which penalty? The loss on points that were *left out* decides. For least squares it costs no refit: leaving one point out changes $H$ by a matrix of rank one, and the inverse of such a change is known (Sherman and Morrison). Trust, but refit:
 
 # %%
-left, right = samples(30, seed=7)
-chosen = density_ratios.rulsif(left, right, 0.5, centres=10, width=0.7, regularisation=0.1,
+few_p, few_q = samples(30, seed=7)
+chosen = density_ratios.rulsif(few_p, few_q, 0.5, centres=10, width=0.7, regularisation=0.1,
                                coefficients="keep")
-keep = {"centres": chosen.basis.centres, "width": 0.7, "regularisation": 0.1, "coefficients": "keep"}
-refit_p, refit_q = [], []
-for i in range(30):
-    others = torch.arange(30) != i
-    refit_p.append(density_ratios.rulsif(left[others], right, 0.5, **keep).ratio(left[i : i + 1]))
-    refit_q.append(density_ratios.rulsif(left, right[others], 0.5, **keep).ratio(right[i : i + 1]))
-refit_p, refit_q = torch.cat(refit_p), torch.cat(refit_q)
-honest = (0.25 * refit_p**2 - refit_p).mean() + 0.25 * (refit_q**2).mean() + 0.5
+honest = lesson.refitted_score(few_p, few_q, chosen)
 claim("09.leave_one_out", "Kanamori et al. (2009), here for one point at a time",
       "the shortcut's score equals 60 honest refits (difference)",
-      expected=0, measured=chosen.score - float(honest), tolerance=1e-9)
+      expected=0, measured=chosen.score - honest, tolerance=1e-9)
 
 # %% [markdown]
 # ## 4 · Break it on purpose
@@ -266,25 +247,12 @@ for n, a, b, share in zip(sizes, error["plain"], error["relative"], largest):
           f"one point carries {share:.0%} of the plain weight")
 
 # %%
-def slope(errors, first=1):
-    """The log-log slope of the median error against n, with its interval over repeats."""
-    logs = torch.log(torch.tensor(sizes[first:], dtype=torch.float64))
-
-    def fit(rows):
-        medians = torch.stack([e[rows].median() for e in errors[first:]]).log()
-        return float(((logs - logs.mean()) * (medians - medians.mean())).sum() / logs.var() / (len(logs) - 1))
-
-    rows = torch.Generator().manual_seed(1)
-    again = [fit(torch.randint(repeats, (repeats,), generator=rows)) for _ in range(400)]
-    low, high = torch.tensor(again).quantile(torch.tensor([0.025, 0.975])).tolist()
-    return fit(torch.arange(repeats)), (low, high)
-
-
 for name, expected, source in (("plain", -0.25, "derived here from the tail, exponent 4/3"),
                                ("relative", -0.5, "the central limit theorem: bounded weights")):
-    found, interval = slope(error[name])
-    claim(f"09.mean_{name}", source, f"the {name} weights' mean errs as a power of n (slope, 200 repeats)",
-          expected=expected, measured=found, interval=interval)
+    slope = statistics.log_log_slope(sizes, torch.stack(error[name], 1).numpy()).over_repeats
+    claim(f"09.mean_{name}", source,
+          f"the {name} weights' mean errs as a power of n (slope of the mean error, 200 repeats)",
+          expected=expected, measured=slope.estimate, interval=slope)
 
 # %% [markdown]
 # Ten times the data buys a factor of about 1.8, and at 30,000 points a single one still holds several percent of everything. This is not a bad estimator: these are the *true* weights. No estimator of $p/q$ can be calmer than $p/q$.
@@ -325,7 +293,8 @@ square = lambda points: torch.cat([points, points**2], 1)
 methods = {
     "uLSIF": lambda p, q: density_ratios.ulsif(p, q),
     "KLIEP": lambda p, q: density_ratios.kliep(p, q, centres=30),
-    "logistic, quadratic": lambda p, q: density_ratios.logistic(p, q, features=square, regularisation=1e-3),
+    "logistic, quadratic": lambda p, q: density_ratios.logistic(
+        p, q, features=square, regularisation=1e-3),
     "RuLSIF": lambda p, q: density_ratios.rulsif(p, q, 0.5),
 }
 
@@ -339,7 +308,8 @@ def distance_to_truth(name, n, seed):
 
 
 ns = [100, 300, 1_000]
-astray = {name: [[distance_to_truth(name, n, seed) for seed in range(6)] for n in ns] for name in methods}
+astray = {name: [[distance_to_truth(name, n, seed) for seed in range(6)] for n in ns]
+          for name in methods}
 
 # %% tags=["figure"]
 drawn, axes = plots.figure(width=6.6, height=3.8)
@@ -355,13 +325,14 @@ for name, rows in astray.items():
 axes.set(xscale="log", yscale="log", xlim=(90, 3_500), xlabel="points of each")
 axes.set(ylabel="error of the relative ratio", title="Four estimators on one problem (6 seeds)")
 plots.show(drawn, alt="""Error of the relative ratio against sample size for four estimators, logarithmic
-    axes, with intervals. uLSIF, KLIEP and RuLSIF lie close together, RuLSIF lowest, and hardly fall; the
-    quadratic classifier lies far below and falls.""")
+    axes, with intervals. uLSIF, KLIEP and RuLSIF lie close together and hardly fall; the quadratic
+    classifier lies far below and falls.""")
 
 # %%
 def difference(first, second, seeds=20, n=300):
     """The log10 of the ratio of two methods' errors, over seeds."""
-    logs = [[math.log10(distance_to_truth(name, n, seed)) for seed in range(seeds)] for name in (first, second)]
+    logs = [[math.log10(distance_to_truth(name, n, seed)) for seed in range(seeds)]
+            for name in (first, second)]
     return statistics.mean_interval([a - b for a, b in zip(*logs)])
 
 
@@ -410,8 +381,8 @@ plots.label(axes, 6e-4, 0.16, "bias alone", plots.PALETTE["orange"])
 axes.set(xscale="log", yscale="log", xlim=(1e-4, 1), ylim=(0.1, 6))
 axes.set(xlabel="α", ylabel="error of E[x²] (truth: 1)")
 axes.set_title("α trades variance for bias")
-plots.show(drawn, alt="""Error against alpha, logarithmic axes. The bias grows with alpha. The total error for
-    100 points falls from above one to a minimum near alpha = 0.05 and rises again; for 10,000 points it is
+plots.show(drawn, alt="""Error against alpha, logarithmic axes. The bias grows with alpha. The total
+    error for 100 points falls from above one to a minimum near alpha = 0.05 and rises; for 10,000 it is
     lower and its minimum lies at a smaller alpha.""")
 
 # %% [markdown]
@@ -423,26 +394,9 @@ plots.show(drawn, alt="""Error against alpha, logarithmic axes. The bias grows w
 # Texts. The pocket world ships nine features (right, polite, details, flattery, …) of 24,576 responses of its reference model. Let the judge compare pairs of them. From the two piles, chosen and rejected, estimate $p_+/p_{ref}$: lesson 00 says the truth is $2W$, twice the win rate, and here it is known.
 
 # %%
-table = pocket.load_reference_features("sft", "qwen2")  # [prompts, responses, features]
-flat, judge = table.flatten(0, 1), pocket_judges.judge_named("bradley_terry")
-numbers = torch.arange(24).repeat_interleave(1024)
-truth = 2 * pocket_truth.win_rates(judge.preference_probability, flat, numbers, table)
-
-
-def piles(n, seed):
-    """Features of n chosen and n rejected responses, from n comparisons."""
-    generator = torch.Generator().manual_seed(seed)
-    prompt = torch.randint(24, (n,), generator=generator)
-    first, second = (flat[prompt * 1024 + torch.randint(1024, (n,), generator=generator)] for _ in "ab")
-    wins = torch.rand(n, generator=generator, dtype=torch.float64)
-    wins = (wins < judge.preference_probability(first, second))[:, None]
-    return torch.where(wins, first, second), torch.where(wins, second, first)
-
-
-def distance(ratio):
-    """KL(p+ || p_ref times the estimate, normalised), in nats: the mean over the shipped responses."""
-    ratio = ratio.clamp_min(1e-6)
-    return float((truth * (truth.log() - ratio.log())).mean() + ratio.mean().log())
+texts = lesson.JudgedTexts(pocket.load_reference_features("sft", "qwen2"), "bradley_terry")
+print(f"{len(texts.truth):,} responses; their true ratios go from "
+      f"{texts.truth.min():.3f} to {texts.truth.max():.3f}")
 
 # %% [markdown]
 # Three estimators see the features and their squares. *RDRO's loss* models $\log r_\alpha$ as linear in them. *The classifier* models the log-odds of chosen against rejected as linear, and then converts: with $\rho=p_+/p_-$ and $\alpha=\frac12$, $r_\alpha=2\rho/(1+\rho)$. *RuLSIF* uses kernels. The control says 1 for every text.
@@ -450,36 +404,39 @@ def distance(ratio):
 # %%
 estimators = {
     "RDRO's loss": lambda up, down: density_ratios.logistic(
-        up, down, 0.5, features=square, regularisation=1e-3).ratio(flat),
-    "classifier, converted": lambda up, down: density_ratios.relative_ratio(
-        density_ratios.logistic(up, down, features=square, regularisation=1e-3).ratio(flat), 0.5),
-    "RuLSIF": lambda up, down: density_ratios.rulsif(up[:, :8], down[:, :8], 0.5).ratio(flat[:, :8]),
+        up, down, 0.5, features=square, regularisation=1e-3).ratio(texts.features),
+    "classifier, converted": lambda up, down: density_ratios.relative_ratio(density_ratios.logistic(
+        up, down, features=square, regularisation=1e-3).ratio(texts.features), 0.5),
+    "RuLSIF": lambda up, down: density_ratios.rulsif(
+        up[:, :8], down[:, :8], 0.5).ratio(texts.features[:, :8]),
 }
-print(f"control: KL(p+ || p_ref) = {distance(torch.ones_like(truth)):.4f} nats")
-found = {name: {n: [distance(one(*piles(n, seed))) for seed in range(5)] for n in (300, 3_000)}
+print(f"control: KL(p+ || p_ref) = {texts.distance(torch.ones_like(texts.truth)):.4f} nats")
+found = {name: {n: [texts.distance(one(*texts.piles(n, seed))) for seed in range(5)]
+                for n in (300, 3_000)}
          for name, one in estimators.items()}
 for name, by_size in found.items():
     means = [f"{n:,}: {statistics.mean_interval(values):.4f}" for n, values in by_size.items()]
     print(f"{name:22}", "   ".join(means))
 
 # %%
-todo = distance(torch.ones_like(truth))
+todo = texts.distance(torch.ones_like(texts.truth))
 left = statistics.mean_interval([value / todo for value in found["RDRO's loss"][3_000]])
 claim("09.texts", "this course",
-      "3,000 comparisons of texts: RDRO's loss on features leaves less than a fifth of KL(p+ || p_ref) (5 seeds)",
+      "3,000 comparisons: RDRO's loss on features leaves less than a fifth of KL(p+ || p_ref) (5 seeds)",
       expected=0.2, relation="at most", measured=left.estimate, interval=left)
 model = statistics.mean_interval(
     [a - b for a, b in zip(found["RDRO's loss"][3_000], found["classifier, converted"][3_000])])
 claim("09.model", "this course",
-      "for a Bradley-Terry judge a linear model of log p+/p- fits better than one of log p+/p_ref (nats, 5 seeds)",
+      "Bradley-Terry judge: a linear model of log p+/p- beats one of log p+/p_ref (nats, 5 seeds)",
       expected=0, relation="at least", measured=model.estimate, interval=model)
 
 # %% tags=["figure"]
-up, down = piles(3_000, seed=0)
-shown = torch.randperm(len(truth), generator=torch.Generator().manual_seed(0))[:1_500]
+up, down = texts.piles(3_000, seed=0)
+shown = torch.randperm(len(texts.truth), generator=torch.Generator().manual_seed(0))[:1_500]
 drawn, panels = plots.figure(3, width=3.4, sharey=True)
 for axes, (name, one), colour in zip(panels, estimators.items(), ("green", "violet", "blue")):
-    axes.plot(truth[shown], one(up, down)[shown], ".", color=plots.PALETTE[colour], alpha=0.25, markersize=4)
+    axes.plot(texts.truth[shown], one(up, down)[shown], ".", color=plots.PALETTE[colour], alpha=0.25,
+              markersize=4)
     axes.plot([0, 2], [0, 2], color=plots.INK, linewidth=1)
     axes.set(xlabel="truth: 2 W", title=name, xlim=(0, 2), ylim=(0, 2.6))
 panels[0].set_ylabel("estimated p+ / p_ref")
@@ -490,41 +447,16 @@ plots.show(drawn, alt="""Three scatter plots of the estimated ratio against the 
 # %% [markdown]
 # A ratio of text distributions, from comparisons alone, without touching a language model. The loss is half of an estimator; the *model* of the ratio is the other half: the classifier's log-odds suit this judge, kernels in eight dimensions do not. In lesson 11 the model is a policy, and it can represent every ratio.
 
-# %% [markdown] exercise="09.4" part="task" stars=1 minutes=8
-# ### From plain to relative
-# A classifier gave you $\rho=p/q$. Return $r_\alpha$ for any $\alpha$ in $[0,1)$, without dividing by $\rho$ (it may be zero) and without overflow problems for $\rho$ up to $10^{12}$.
-
-# %% exercise="09.4" part="stub"
-def to_relative(ratio: Tensor, alpha: float) -> Tensor:
-    """p / (alpha p + (1 - alpha) q) from p / q."""
-    raise NotImplementedError
-
-
-# %% exercise="09.4" part="check"
-check("09.4", to_relative)
-
-# %% [markdown] exercise="09.4" part="hints"
-# 1. Divide numerator and denominator of $p/(\alpha p+(1-\alpha)q)$ by $q$.
-# 2. At $\alpha=0$ the answer is $\rho$ itself.
-# 3. As $\rho\to\infty$ the answer tends to $1/\alpha$.
-
-# %% exercise="09.4" part="solution"
-def to_relative(ratio: Tensor, alpha: float) -> Tensor:
-    return ratio / (alpha * ratio + 1 - alpha)
-
-
-check("09.4", to_relative)
-
-# %% [markdown] exercise="09.5" part="task" stars=3 minutes=30 open=true
+# %% [markdown] exercise="09.4" part="task" stars=3 minutes=30 open=true
 # ### A ratio that drifts
 # In practice $q$ is often an older version of $p$. Let $p=\mathcal N(d,1)$ and $q=\mathcal N(0,1)$ and raise $d$ from 0 to 4. Compare a plain and a relative estimator at $n=500$. At which distance would you stop trusting each, and how would you notice without knowing the truth?
 
-# %% [markdown] exercise="09.5" part="hints"
+# %% [markdown] exercise="09.4" part="hints"
 # 1. `density_ratios.gaussian_ratio(d, 1, 0, 1)` is the truth, `relative_ratio` its relative form.
 # 2. The mean of the estimated ratio over fresh points of $q$ should be 1: a check that needs no truth.
 # 3. The share of the largest weight is another.
 
-# %% [markdown] exercise="09.5" part="solution"
+# %% [markdown] exercise="09.4" part="solution"
 # A good answer plots error against distance with intervals over seeds, for at least two estimators, and next to it a diagnosis that needs no truth (mean of the ratio on fresh data, the effective sample size $(\sum w)^2/\sum w^2$, the held-out loss). It finds that the plain ratio's error grows like $e^{d^2}$ while the relative one saturates, and that the mean of the ratio warns too late: it is below 1 exactly because the points that carry the weight were not drawn.
 
 # %% [markdown]
