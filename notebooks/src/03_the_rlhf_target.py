@@ -79,7 +79,9 @@ colours = ["grey", "sand", "sky", "blue", "green", "orange"]
 for y, name in enumerate(answers):
     colour = plots.PALETTE.get(colours[y], plots.GREY)
     left.semilogx(1 / betas, curves[:, y], color=colour, linestyle="-" if y != 5 else "--")
-    plots.label(left, 0.05, float(curves[0, y]), name, colour, xytext=(-4, 0), ha="right", fontsize=8)
+    lift = {0: 2, 1: 2, 2: -3, 3: -2}.get(y, 0)  # points, so that close labels do not touch
+    spot = (0.05, float(curves[0, y]))
+    plots.label(left, *spot, name, colour, xytext=(-4, lift), ha="right", fontsize=8)
 left.set(xlabel="1 / β  (a longer leash →)", ylabel="probability", xlim=(0.003, 21))
 left.set_title("The target, from reference to greed")
 steps = [point["step"] for point in runs[0]["path"]]
@@ -306,12 +308,12 @@ for (name, path), (colour, style) in zip(distance.items(), styles):
     axes.semilogy(x, shown, color=plots.PALETTE[colour], linestyle=style)
     spot = {"leave-one-out": 26, "PPO, 4 epochs": 14}.get(name, 59)
     plots.label(axes, float(x[spot]), float(shown[spot]), name, plots.PALETTE[colour], xytext=(6, 4))
-axes.set(xlabel="steps of four samples", ylabel="total variation to the target")
+axes.set(xlabel="steps of four samples", ylabel="total variation (cut at 1e-13)")
 axes.set(xlim=(0, 2050), ylim=(3e-14, 2))
 axes.set_title("With a baseline, the noise dies at the target (mean of 32 seeds)")
 plots.show(drawn, alt="""Distance to the target on a log scale. Without a baseline it stalls near
     0.005; with 3 added to the rewards it stays near 0.5. Leave-one-out falls in a straight line to
-    rounding error; PPO with four epochs falls faster.""")
+    the cut at 1e-13; PPO with four epochs falls faster.""")
 
 # %% [markdown]
 # Why does noise die? At $\pi^*$ the leashed reward $A(y)=r-\beta\log(\pi^*/\pi_{ref})=\beta\log Z$ is the *same for every response*. Differences within a group are then exactly zero, sample by
@@ -345,7 +347,7 @@ claim("03.unbiased", "Kool et al. (2019)", "the leave-one-out gradient has no bi
       expected=0, measured=float(bias.abs().max()), tolerance=1e-12)
 
 # %% [markdown]
-# An honest surprise: where rewards happen to be centred, leave-one-out is *noisier* than nothing (first two rows), because a mean of three is itself random. It pays against offsets, and near the target.
+# An honest surprise: where the leashed rewards happen to be nearly centred, leave-one-out is *noisier* than nothing (first two rows), because a mean of three is itself random. It pays against offsets, and near the target.
 #
 # ## 4 · Break it on purpose
 #
@@ -400,18 +402,18 @@ for at in (1.0, 0.25):
     rows = [f"{name} {float(p @ k(x)):.3f} (sd {float((p @ (k(x) - p @ k(x)) ** 2).sqrt()):.2f})"
             for name, k in estimates.items()]
     print(f"KL of the target at beta {at:4}: {world.kl(p):.3f};  {',  '.join(rows)}")
-sd = [float((p @ (k(x) - world.kl(p)) ** 2).sqrt()) for k in (estimates["k1"], estimates["k3"])]
-claim("03.k3_noise", "Schulman (2020)",
-      "k3 is quieter than k1: ratio of standard deviations at the target of beta = 1/4",
-      expected=1, relation="at most", measured=sd[1] / sd[0])
 
 # %% [markdown]
 # So “unbiased and low variance” holds near the reference and fails far from it. As losses: $k_1'=1$ pulls nowhere on average: **no leash**. $k_2'=x$ is right. $k_3'=1-e^{-x}$ has mean gradient
-# $\sum(\pi-\pi_{ref})\nabla\log\pi=\nabla\,\mathrm{KL}(\pi_{ref}\|\pi)$: a leash on the **other** KL. Its optimum follows from $r+\beta\,\pi_{ref}/\pi=\lambda$:
+# $\sum(\pi-\pi_{ref})\nabla\log\pi=\nabla\,\mathrm{KL}(\pi_{ref}\|\pi)$: a leash on the **other** KL. Multiplied by $w=\pi/\pi_{old}$ before differentiating, it gives $k_3+k_3'=x$ at $w=1$: mended. The optimum of plain $k_3$ follows from $r+\beta\,\pi_{ref}/\pi=\lambda$:
 #
 # $$\pi(y)=\frac{\beta\,\pi_{ref}(y)}{\lambda-r(y)},\qquad \lambda>\max r \text{ such that it sums to one}.$$
 
 # %%
+sd = [float((p @ (k(x) - world.kl(p)) ** 2).sqrt()) for k in (estimates["k1"], estimates["k3"])]
+claim("03.k3_noise", "Schulman (2020), read as a rule",
+      "k3 is quieter than k1: ratio of standard deviations at the target of beta = 1/4",
+      expected=1, relation="at most", measured=sd[1] / sd[0])
 losses = {name: lambda x, w, k=k: k(x) for name, k in estimates.items()}
 losses["w k3"] = lambda x, w: w * estimates["k3"](x)
 
@@ -448,7 +450,7 @@ for (name, (colour, style)), spot in zip(looks.items(), [(-1.9, 1.3), (2.2, 2.6)
     plots.label(left, *spot, text, plots.PALETTE[colour], xytext=(0, 0), ha=side)
 left.set(xlabel="x = log π/π_ref of a response", ylabel="pull of the leash", ylim=(-3, 3.2))
 left.set_title("How hard a loss pulls back")
-shown = {"target": target, "group mean": own_mean, "÷ std": scaled[0], "k1 loss": ends["k1"],
+shown = {"target": target, "group mean": own_mean, "divided by std": scaled[0], "k1 loss": ends["k1"],
          "k2 loss": ends["k2"], "k3 loss": ends["k3"], "w·k3 loss": ends["w k3"]}
 colours = [plots.PALETTE[c] for c in ("violet", "pink", "sand", "blue", "orange", "sky")]
 heights = [float(p[4]) for p in shown.values()]
@@ -492,7 +494,7 @@ claim("03.bon_bound", "Beirami et al. (2024)",
 claim("03.bon_table", "Stiennon et al. (2020)", "KL of best-of-16 is log n - (n-1)/n: six answers",
       expected=formula(16), measured=world.kl(world.best_of_n(16)), tolerance=1e-3)
 uniform = (torch.arange(2000, dtype=torch.float64) + 0.5) / 2000  # win rate of each answer
-claim("03.bon_wins", "Beirami et al. (2024)",
+claim("03.bon_wins", "derived here",
       "best-of-16 beats the reference 16 times in 17: 2,000 answers",
       expected=16 / 17, measured=float(fine.best_of_n(16)[0] @ uniform), tolerance=1e-4)
 
@@ -546,8 +548,6 @@ claim("03.pocket_target", "section 1", "32 steps reach the target: KL left (nats
       expected=0, measured=left_over.estimate, interval=left_over)
 claim("03.pocket_sft", "this course", "policy gradient beats SFT on chosen: difference of J (5 seeds)",
       expected=0, relation="at least", measured=gain.estimate, interval=gain)
-
-# %%
 for key, words, side in [("rewarded", "proxy rises", "at least"), ("truth", "truth falls", "at most")]:
     row = statistics.mean_interval(change(key))
     claim(f"03.proxy_{key}", "Gao et al. (2023)", f"without a leash the {words} (change, 5 seeds)",
@@ -600,6 +600,10 @@ right.set_title("The proxy")
 plots.show(drawn, alt="""True reward against KL. Left, by the truth: the exact targets form a frontier
     with best-of-n on it, policy gradient below, SFT near the start. Right, by the proxy: the truth rises
     and falls; best-of-n keeps more of it; without a leash the runs leave downwards.""")
+
+# %% [markdown]
+# Left: nobody quite arrived. Policy gradient lies below the frontier, by the first claim half a nat of KL from its target. Right: a proxy buys true reward for the first half nat, then sells it. β = 1 on the *proxy* is still too long a leash: the
+# exact target for it lies past the peak. Best of n suffers less at equal KL. One reason: no response can become more than $n$ times as likely, while the tilt $e^{r/\beta}$ has no such limit on the few that please the proxy most. Read two texts of each kind.
 
 # %%
 for beta_shown in (0.0, 1.0):
