@@ -214,9 +214,9 @@ def rows_markdown(rows: list[dict[str, Any]]) -> str:
     lines = ["| claim | expected | measured | verdict | who says so |", "|---|--:|--:|---|---|"]
     for row in rows:
         statement = row["statement"] + (f" *Correction: {row['correction']}*" if row.get("correction") else "")
-        lines.append(
-            f"| {statement} | {_expected(row)} | {_measured(row)} | {SYMBOL[row['verdict']]} {row['verdict']} | {row['source']} |"
-        )
+        verdict = f"{SYMBOL[row['verdict']]} {row['verdict']}"
+        cells = (statement, _expected(row), _measured(row), verdict, row["source"])
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
 
 

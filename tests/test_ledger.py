@@ -1,5 +1,7 @@
 """The ledger: a verdict is computed from the numbers of its row."""
 
+import re
+
 import nbformat
 import pytest
 
@@ -79,3 +81,10 @@ def test_a_lesson_lists_its_own_rows_in_order():
         ledger.claim(id, "theory", "a statement", 1, 1)
     assert [row["id"] for row in ledger.rows("01")] == ["01.b", "01.a"]
     assert len(ledger.rows()) == 3
+
+
+def test_a_bar_in_a_statement_does_not_split_its_row_of_the_table():
+    row = ledger.asdict(ledger.judge("01.x", "us", "KL(p || q) is zero", expected=0.0, measured=0.0, tolerance=1e-9))
+    table = ledger.rows_markdown([row]).splitlines()
+    assert "KL(p \\|\\| q)" in table[2]
+    assert len(re.split(r"(?<!\\)\|", table[2])) == len(table[0].split("|"))
