@@ -5,7 +5,9 @@ A row's verdict is computed from its numbers; nobody types it.
 - *holds*: the measured value agrees with what was claimed.
 - *holds with a correction*: it does not agree with the claim as published, and it does agree with the corrected value, which
   the row states together with the correction in words.
-- *does not hold*: neither.
+- *undecided*: the claim says "at least" or "at most", and the interval lies on both sides of the expected value: these
+  measurements cannot tell. More seeds might.
+- *does not hold*: none of these.
 
 A value agrees with an expected one when their difference is within `tolerance`, or, for a stochastic measurement, when its
 interval contains the expected value. For a claim of the form "at least" or "at most" the whole interval has to lie on that side.
@@ -15,6 +17,8 @@ from __future__ import annotations
 
 import html
 import json
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -22,9 +26,14 @@ from course_utils.errors import CourseError
 
 MIME = "application/vnd.course.claim+json"
 NOISE = 1e-6  # an identity is stated with a tolerance of at most this; what is measured beyond it is rounding
-VERDICTS = ("holds", "holds with a correction", "does not hold")
-SYMBOL = {"holds": "✓", "holds with a correction": "≈", "does not hold": "✗"}
-COLOUR = {"holds": "#00714d", "holds with a correction": "#7a5200", "does not hold": "#a3341f"}
+VERDICTS = ("holds", "holds with a correction", "undecided", "does not hold")
+SYMBOL = {"holds": "✓", "holds with a correction": "≈", "undecided": "○", "does not hold": "✗"}
+COLOUR = {
+    "holds": "#00714d",
+    "holds with a correction": "#7a5200",
+    "undecided": "#4a4a4a",
+    "does not hold": "#a3341f",
+}
 Relation = Literal["equals", "at least", "at most"]
 
 
@@ -104,6 +113,8 @@ def judge(
         verdict = "holds"
     elif corrected is not None and agrees(corrected):
         verdict = "holds with a correction"
+    elif relation != "equals" and interval is not None and interval[0] <= expected <= interval[1]:
+        verdict = "undecided"
     else:
         verdict = "does not hold"
     return Claim(
@@ -188,6 +199,14 @@ def collect(notebook: Any) -> list[dict[str, Any]]:
             if data is not None:
                 found.append(json.loads(data) if isinstance(data, str) else dict(data))
     return found
+
+
+def count_in_words(verdicts: Iterable[str]) -> str:
+    """How often each verdict occurs: "89 hold, 1 is undecided, 28 do not hold"."""
+    count = Counter(verdicts)
+    one = {**dict(zip(VERDICTS, VERDICTS, strict=True)), "undecided": "is undecided"}
+    many = dict(zip(VERDICTS, ("hold", "hold with a correction", "are undecided", "do not hold"), strict=True))
+    return ", ".join(f"{count[v]} {(one if count[v] == 1 else many)[v]}" for v in VERDICTS if count[v])
 
 
 def rows_html(rows: list[dict[str, Any]]) -> str:

@@ -166,7 +166,7 @@ def test_claims_shows_the_ledger_with_words_and_counts(course, capsys):
     (folder / "claims.json").write_text(json.dumps(rows))
     code, out, _ = run(capsys, "claims")
     assert code == 0 and "a [bold] claim" in out and "≥ 0.5" in out and "0.51 [0.5, 0.52]" in out
-    assert "3 claims: 1 holds, 1 holds with a correction, 1 does not hold" in out
+    assert "4 claims: 1 holds, 1 holds with a correction, 1 is undecided, 1 does not hold" in out
 
 
 def test_the_mutants_are_shown_and_a_missed_one_fails(capsys, monkeypatch):

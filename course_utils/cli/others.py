@@ -14,14 +14,19 @@ from rich.text import Text
 from course_utils.cli.common import Numbers, console, shorten
 from course_utils.errors import CourseError
 
-VERDICT_STYLE = {"holds": "green", "holds with a correction": "yellow", "does not hold": "red"}
+VERDICT_STYLE = {
+    "holds": "green",
+    "holds with a correction": "yellow",
+    "undecided": "bright_black",
+    "does not hold": "red",
+}
 
 
 def claims() -> None:
     """The ledger: every claim of the course, what was expected and measured, and whether it holds."""
     import json
 
-    from course_utils.ledger import SYMBOL
+    from course_utils.ledger import SYMBOL, count_in_words
     from course_utils.notebooks.source import course_root
 
     path = course_root() / "data" / "results" / "claims.json"
@@ -42,9 +47,7 @@ def claims() -> None:
         )
     screen = console()
     screen.print(table)
-    counts = ", ".join(
-        f"{sum(row['verdict'] == verdict for row in rows)} {verdict}" for verdict in VERDICT_STYLE
-    )
+    counts = count_in_words(row["verdict"] for row in rows)
     screen.print(f"\n{len(rows)} claims: {counts}.", highlight=False)
 
 

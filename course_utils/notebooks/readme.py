@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter
 from pathlib import Path
 
 from course_utils import ledger
@@ -43,10 +42,7 @@ def lesson_table(root: Path | None = None) -> str:
 def claims_summary(root: Path | None = None) -> str:
     """How many claims hold, in a sentence, and the rows in a folded table."""
     rows = stored_claims(root)
-    count = Counter(row["verdict"] for row in rows)
-    said = ", ".join(f"{count[verdict]} {verdict.replace('holds', 'hold') if count[verdict] != 1 else verdict}"
-                     for verdict in ledger.VERDICTS if count[verdict])
-    said = said.replace("does not hold", "do not hold") if count["does not hold"] > 1 else said
+    said = ledger.count_in_words(row["verdict"] for row in rows)
     return (
         f"{len(rows)} claims measured so far: {said}.\n\n"
         f"<details><summary>All of them</summary>\n\n{ledger.rows_markdown(rows)}\n\n</details>"

@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from course_utils.ledger import COLOUR, SYMBOL, VERDICTS, rows_html
+from course_utils.ledger import COLOUR, SYMBOL, VERDICTS, count_in_words, rows_html
 from course_utils.notebooks.processes import write_atomically
 from course_utils.notebooks.progress import duration
 
@@ -141,7 +141,6 @@ The raw data: <a href="results.json">results.json</a>.</p>
 def _sentence(rows: list[dict[str, Any]], claims: list[dict[str, Any]], plain: bool = False) -> str:
     good = sum(row["status"] == "succeeded" for row in rows)
     bad = len(rows) - good
-    counts = Counter(claim["verdict"] for claim in claims)
     lessons = (
         f"{good} of {len(rows)} lessons ran from top to bottom"
         if bad
@@ -150,24 +149,12 @@ def _sentence(rows: list[dict[str, Any]], claims: list[dict[str, Any]], plain: b
     if not rows:
         lessons = "no lesson has run yet"
     lessons = lessons[0].upper() + lessons[1:]
-    parts = [
-        f"{counts[verdict]} {_plural(verdict, counts[verdict])}" for verdict in VERDICTS if counts[verdict]
-    ]
-    text = f"{lessons}" + (f"; of {len(claims)} claims, {', '.join(parts)}." if claims else ".")
+    verdicts = count_in_words(claim["verdict"] for claim in claims)
+    text = f"{lessons}" + (f"; of {len(claims)} claims, {verdicts}." if claims else ".")
     if plain:
         return html.escape(text)
     symbol, kind = ("✗", "bad") if bad else ("✓", "good")
     return f'<b class="{kind}">{symbol}</b> {html.escape(text)}'
-
-
-def _plural(verdict: str, count: int) -> str:
-    if count == 1:
-        return verdict
-    return {
-        "holds": "hold",
-        "holds with a correction": "hold with a correction",
-        "does not hold": "do not hold",
-    }[verdict]
 
 
 def _facts(results: dict[str, Any], rows: list[dict[str, Any]], claims: list[dict[str, Any]]) -> str:

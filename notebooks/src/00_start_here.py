@@ -139,7 +139,7 @@ claim("00.win_rate", "this course",
       expected=0.5 + 2 * spread, measured=world.win_rate(liked), tolerance=1e-12)
 
 # %% [markdown]
-# Each row is a **claim**: who makes it, what was expected, what your machine just measured, and a verdict computed from the two: *holds*, *holds with a correction*, or *does not hold*. The last two occur;
+# Each row is a **claim**: who makes it, what was expected, what your machine just measured, and a verdict computed from the two: *holds*, *holds with a correction*, *does not hold*, or *undecided*, when the interval lies on both sides of what was claimed. All four occur;
 # published claims are not exempt.
 
 # %% [markdown] exercise="00.1" part="task" stars=1 minutes=5
