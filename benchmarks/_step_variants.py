@@ -177,31 +177,38 @@ def _train(model: Any, size: Size, margins: Callable[[int], Any], recorder: Reco
         recorder.stamp()
 
 
+def word_tokenizer(vocabulary: int) -> Any:
+    """A tokenizer for which the words w3, w4, ... are the tokens 3, 4, ..."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    known = {"<pad>": PAD, "</s>": END, "<unk>": 2} | {f"w{i}": i for i in range(FIRST_WORD, vocabulary)}
+    words = Tokenizer(models.WordLevel(known, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+def as_words(ids: list[int]) -> str:
+    """Token ids as the words of `word_tokenizer`."""
+    return " ".join(f"w{i}" for i in ids)
+
+
 def trl(size: Size, recorder: Recorder, **settings: Any) -> Iterator[None]:
     """TRL's DPOTrainer on the same pairs, written as words of a word-level tokenizer."""
     import datasets
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, TrainerCallback
+    from transformers import TrainerCallback
     from transformers.utils import logging
     from trl import DPOConfig, DPOTrainer
 
     logging.set_verbosity_error()
     datasets.disable_progress_bars()
     model, (prompts, chosen, rejected) = build_model(size), build_data(size)
-    vocabulary = {"<pad>": PAD, "</s>": END, "<unk>": 2}
-    vocabulary |= {f"w{i}": i for i in range(FIRST_WORD, size.vocabulary)}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    )
-
-    def text(ids: list[int]) -> str:
-        return " ".join(f"w{i}" for i in ids)
-
+    tokenizer = word_tokenizer(size.vocabulary)
     # TRL adds the end token itself.
     rows = [
-        {"prompt": text(p), "chosen": " " + text(c[:-1]), "rejected": " " + text(r[:-1])}
+        {"prompt": as_words(p), "chosen": " " + as_words(c[:-1]), "rejected": " " + as_words(r[:-1])}
         for p, c, r in zip(prompts, chosen, rejected, strict=True)
     ]
 

@@ -93,8 +93,8 @@ def run(sizes: dict[str, Size], variants: list[str], threads: int) -> dict[str, 
     return result
 
 
-def in_a_process(job: dict[str, Any]) -> dict[str, Any]:
-    """Do one job in a new process and return what it measured."""
+def in_a_process(job: dict[str, Any], script: str = __file__) -> dict[str, Any]:
+    """Do one job of a script in a new process and return what it measured."""
     quiet = {
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -102,7 +102,7 @@ def in_a_process(job: dict[str, Any]) -> dict[str, Any]:
         "OMP_NUM_THREADS": str(job["threads"]),
         "MKL_NUM_THREADS": str(job["threads"]),
     }
-    command = [sys.executable, str(Path(__file__).resolve()), "--job", json.dumps(job)]
+    command = [sys.executable, str(Path(script).resolve()), "--job", json.dumps(job)]
     done = subprocess.run(command, env={**os.environ, **quiet}, capture_output=True, text=True, cwd=ROOT)
     if done.returncode:
         raise SystemExit(f"{job} failed:\n{done.stderr[-4000:]}")
