@@ -24,7 +24,7 @@ FORBIDDEN = {
     "ledger": {"worlds", "training", "notebooks", "labs"},
 }
 TRL_ALLOWED = {"trl_bridge"}
-TRANSFORMERS_ALLOWED = ("policies", "sampling", "trl_bridge", "worlds/pocket", "causal_lm", "reward_models", "gpu", "doctor", "machine")
+TRANSFORMERS_ALLOWED = ("policies", "real_models", "sampling", "trl_bridge", "worlds/pocket", "causal_lm", "reward_models", "gpu", "doctor", "machine")
 
 
 def module_of(path: Path) -> str:
