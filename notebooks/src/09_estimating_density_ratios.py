@@ -48,7 +48,7 @@ from course_utils.ledger import claim
 from course_utils.worlds import pocket
 
 # %% [markdown]
-# Two Gaussians. We see samples of the wide $p=\mathcal N(0,1)$ and of the narrower $q=\mathcal N(\frac12,\frac12)$, and want $r=p/q$. In the tails $q$ has almost nothing, so $r$ is enormous there. The **relative** ratio puts a mixture in the
+# Two Gaussians. We see samples of the wide $p=\mathcal N(0,1)$ and of the narrower $q=\mathcal N(\frac12,\frac14)$ (standard deviation ½), and want $r=p/q$. In the tails $q$ has almost nothing, so $r$ is enormous there. The **relative** ratio puts a mixture in the
 # denominator: $r_\alpha = p/(\alpha p+(1-\alpha)q)$.
 
 # %%
@@ -85,8 +85,8 @@ right.set(ylim=(-0.1, 2.5), xlabel="x", title="the relative ratio, α = ½")
 plots.label(right, -0.4, 2.0, "1/α: the truth is never above", plots.GREY, xytext=(0, 8))
 plots.label(right, 0.2, 0.3, "estimated", green)
 plots.show(drawn, alt="""Left, on a logarithmic axis: the true ratio p/q grows beyond ten thousand in the
-    left tail; five estimates from samples of 1,000 stay far below it and disagree. Right: lies
-    between zero and two, and five estimates follow it but for the very ends.""")
+    left tail; there five estimates from samples of 1,000 stay far below it and disagree. Right: the
+    relative ratio lies between zero and two; five estimates follow it and leave it at both ends.""")
 
 # %% [markdown]
 # Left, a ratio that grows without bound where $q$ has no points to see it by: five samples, five stories. Right, the same samples and a denominator that is never empty: the estimates agree with the truth, until the points run out at the ends. By the end you know what each costs.
@@ -152,6 +152,8 @@ check("09.1", bregman_loss)
 # Least squares is special: if the model is linear, $r(x)=\theta^\top\varphi(x)$, the loss is a quadratic function of $\theta$, and its minimum a linear equation. With a small penalty $\frac\lambda2|\theta|^2$ against wild coefficients:
 #
 # $$\theta=(H+\lambda I)^{-1}h,\qquad H=\tfrac1m\sum_j\varphi(x_j)\varphi(x_j)^\top\text{ over } q,\quad h=\tfrac1n\sum_i\varphi(x_i)\text{ over } p.$$
+#
+# Unless features are given, the package takes Gaussian **kernels**, bumps of one width around some of the points.
 
 # %% [markdown] exercise="09.2" part="task" stars=2 minutes=10
 # ### Relative least squares (RuLSIF) in closed form
@@ -208,10 +210,10 @@ claim("09.rdro", "derived in the course",
       expected=0, measured=float(by_rdro - by_family), tolerance=1e-12)
 bound = float(density_ratios.relative_ratio(torch.tensor([1e12], dtype=torch.float64), 0.39))
 claim("09.bound", "Yamada et al. (2011)", expected=1 / 0.39, measured=bound, tolerance=1e-6,
-      statement="the relative ratio is at most 1/alpha (alpha = 0.39, p/q = 1e12)")
+      statement="the relative ratio rises to its bound 1/alpha (alpha = 0.39, p/q = 1e12)")
 
 # %% [markdown]
-# Which width, which penalty? The loss on points that were *left out* decides. For least squares it costs no refit: leaving one point out changes $H$ by a matrix of rank one, and the inverse of such a change is known (Sherman and Morrison). Trust, but refit:
+# Which width of the kernels, which penalty? The loss on points that were *left out* decides. For least squares it costs no refit: leaving one point out changes $H$ by a matrix of rank one, and the inverse of such a change is known (Sherman and Morrison). Trust, but refit:
 
 # %%
 few_p, few_q = samples(30, seed=7)
@@ -227,7 +229,7 @@ claim("09.leave_one_out", "Kanamori et al. (2009), here for one point at a time"
 #
 # **The plain ratio explodes.** The simplest thing one can do with a ratio: average it over points of $q$. The truth is 1. *Predict: with ten times the points, how much smaller is the error?* For a weight with finite variance, $\sqrt{10}\approx3.2$ times.
 #
-# Here the weight's tail is heavy: $P(r>t)\sim t^{-a}$ with $a=\sigma_p^2/(\sigma_p^2-\sigma_q^2)=\frac43$. Below $a=2$ the variance is infinite, and the error shrinks as $n^{-(1-1/a)}=n^{-1/4}$.
+# Here the weight's tail is heavy: $P(r>t)\sim t^{-a}$ with $a=\frac43$ (exercise 09.3 derives it). Below $a=2$ the variance is infinite, and the error shrinks as $n^{-(1-1/a)}=n^{-1/4}$.
 
 # %%
 sizes, repeats = [300, 1_000, 3_000, 10_000, 30_000], 200
@@ -255,11 +257,11 @@ for name, expected, source in (("plain", -0.25, "derived here from the tail, exp
           expected=expected, measured=slope.estimate, interval=slope)
 
 # %% [markdown]
-# Ten times the data buys a factor of about 1.8, and at 30,000 points a single one still holds several percent of everything. This is not a bad estimator: these are the *true* weights. No estimator of $p/q$ can be calmer than $p/q$.
+# Ten times the data buys a factor below 2 ($10^{1/4}\approx1.8$), and at 30,000 points a single one still holds several percent of everything. (So heavy a tail makes the error's own mean restless: take the first interval as rough.) This is not a bad estimator: these are the *true* weights. An estimate true to $p/q$ inherits this; a calmer one is biased.
 
 # %% [markdown] exercise="09.3" part="task" stars=2 minutes=10
 # ### When is the variance finite?
-# For $p=\mathcal N(\cdot,\sigma_p^2)$ and $q=\mathcal N(\cdot,\sigma_q^2)$, $E_q[r^2]$ is finite exactly if $2\sigma_q^2>\sigma_p^2$. Return the tail exponent $a$ of $r$ under $q$: infinite if $\sigma_p\le\sigma_q$, otherwise $\sigma_p^2/(\sigma_p^2-\sigma_q^2)$. (The variance is finite where $a>2$: the same condition.)
+# For $p=\mathcal N(\cdot,\sigma_p^2)$ and $q=\mathcal N(\cdot,\sigma_q^2)$, $E_q[r^2]$ is finite exactly if $2\sigma_q^2>\sigma_p^2$. Derive the tail exponent $a$ of $r$ under $q$, and return it: `math.inf` if $\sigma_p\le\sigma_q$, and $\frac43$ for the two of this lesson. Check it: the variance is finite where $a>2$, which must be the same condition.
 
 # %% exercise="09.3" part="stub"
 def tail_exponent(sd_p: float, sd_q: float) -> float:
@@ -337,7 +339,7 @@ def difference(first, second, seeds=20, n=300):
 
 
 calm, model = difference("RuLSIF", "uLSIF"), difference("RuLSIF", "logistic, quadratic")
-claim("09.calm", "Yamada et al. (2011), abstract: easier to estimate",
+claim("09.calm", "Yamada et al. (2011), abstract: smoother, so faster to converge",
       "at n = 300 RuLSIF errs less than uLSIF converted (log10 of the errors' ratio, 20 seeds)",
       expected=0, relation="at most", measured=calm.estimate, interval=calm)
 claim("09.right_model", "parametric theory",
@@ -350,7 +352,7 @@ claim("09.right_model", "parametric theory",
 # %% [markdown]
 # ## What α costs
 #
-# If $r_\alpha$ stands in for $r$, it is biased. Use it as an importance weight: estimate $E_p[x^2]=1$ from points of $q$, weighted by $r_\alpha$. At $\alpha=1$ every weight is one: no variance, and the answer of $q$. At $\alpha=0$: no bias, and infinite variance. Both can be integrated:
+# If $r_\alpha$ stands in for $r$, it is biased. Use it as an importance weight: estimate $E_p[x^2]=1$ from points of $q$, weighted by $r_\alpha$, the weights scaled to sum to one. At $\alpha=1$ all weights are equal: little variance, and the answer of $q$. At $\alpha=0$: no bias, and infinite variance. Both can be integrated, to first order in $1/n$:
 
 # %%
 grid = torch.linspace(-8, 8, 4_001, dtype=torch.float64)
@@ -399,7 +401,7 @@ print(f"{len(texts.truth):,} responses; their true ratios go from "
       f"{texts.truth.min():.3f} to {texts.truth.max():.3f}")
 
 # %% [markdown]
-# Three estimators see the features and their squares. *RDRO's loss* models $\log r_\alpha$ as linear in them. *The classifier* models the log-odds of chosen against rejected as linear, and then converts: with $\rho=p_+/p_-$ and $\alpha=\frac12$, $r_\alpha=2\rho/(1+\rho)$. *RuLSIF* uses kernels. The control says 1 for every text.
+# Three estimators see the features and their squares. *RDRO's loss* models $\log r_\alpha$ as linear in them. *The classifier* models the log-odds of chosen against rejected as linear, and then converts: with $\rho=p_+/p_-$ and $\alpha=\frac12$, $r_\alpha=2\rho/(1+\rho)$. *RuLSIF* uses kernels on eight of them (all but `grammatical`). The control says 1 for every text.
 
 # %%
 estimators = {
@@ -445,7 +447,7 @@ plots.show(drawn, alt="""Three scatter plots of the estimated ratio against the 
     above two; RuLSIF follows it loosely.""")
 
 # %% [markdown]
-# A ratio of text distributions, from comparisons alone, without touching a language model. The loss is half of an estimator; the *model* of the ratio is the other half: the classifier's log-odds suit this judge, kernels in eight dimensions do not. In lesson 11 the model is a policy, and it can represent every ratio.
+# A ratio of text distributions, from comparisons alone, without touching a language model. The loss is half of an estimator; the *model* of the ratio is the other half: the classifier's log-odds suit this judge, kernels in eight dimensions do not. In lesson 11 the model is a policy; in a finite world it can represent every ratio.
 
 # %% [markdown] exercise="09.4" part="task" stars=3 minutes=30 open=true
 # ### A ratio that drifts
@@ -457,14 +459,14 @@ plots.show(drawn, alt="""Three scatter plots of the estimated ratio against the 
 # 3. The share of the largest weight is another.
 
 # %% [markdown] exercise="09.4" part="solution"
-# A good answer plots error against distance with intervals over seeds, for at least two estimators, and next to it a diagnosis that needs no truth (mean of the ratio on fresh data, the effective sample size $(\sum w)^2/\sum w^2$, the held-out loss). It finds that the plain ratio's error grows like $e^{d^2}$ while the relative one saturates, and that the mean of the ratio warns too late: it is below 1 exactly because the points that carry the weight were not drawn.
+# A good answer plots error against distance with intervals over seeds, for at least two estimators, and next to it a diagnosis that needs no truth (mean of the ratio on fresh data, the effective sample size $(\sum w)^2/\sum w^2$, the held-out loss). It finds that the plain ratio's variance under $q$ grows like $e^{d^2}$ while the relative one's is bounded, and that the mean of the true ratio warns too late: it is below 1 exactly because the points that carry the weight were not drawn.
 
 # %% [markdown]
 # ## When to use it
 #
 # A plain ratio only where $q$ covers $p$ with room to spare; check the largest weight. A relative ratio wherever a bounded answer serves, and always where the denominator *is* a mixture. Least squares for speed and exact model choice; a classifier where log-odds are the natural scale.
 #
-# **In TRL 1.16** there is no density-ratio trainer. The nearest are BCO's “underlying distribution matching” (a classifier's odds as weights, `prompt_sample_size`, `min_density_ratio`, `max_density_ratio`: plain ratios, clipped) and KTO, which uses ratios of the policy. Lessons 10 and 11 train ratios themselves.
+# **In TRL 1.16** there is no density-ratio trainer. Older versions had one as a part: BCO's “underlying distribution matching” (a classifier's odds as weights, clipped by `min_density_ratio` and `max_density_ratio`); of BCO only `DPOTrainer`'s `bco_pair` is left, without it. `KTOTrainer` uses ratios of policy to reference. Lessons 10 and 11 train ratios themselves.
 #
 # ## What we measured
 

@@ -520,7 +520,7 @@ claim("11.rate", "theory of M-estimators", "RDRO's distance to p+ as a power of 
 # %% [markdown]
 # RDRO needs about a quarter of SFT's data for the same error: it also reads the rejected, and knows the reference. Plain DDRO stays behind, though solved *exactly* (our half-optimised planning figure was worse still). What mends it is the ceiling $r\le1/t$ where no rejected response happened to be seen: there DDRO's preferred slope never turns, and RDRO's does. **The ceiling is knowledge**: $p_-\ge0$. Right, classes overlap, and the two tie; DPO and KTO level off, for they aim elsewhere.
 #
-# **On the pocket model**: 80 updates on 1,536 pairs of its own responses, one learning rate for all (the larger of two that were tried with one seed); DDRO continued along its tangent past the wall. Controls: SFT on the chosen, the untouched reference.
+# **On the pocket model**: 80 updates on 1,536 pairs of its own responses, one learning rate for all (of two tried with one seed); DDRO continued along its tangent past the wall. Controls: SFT on the chosen, the untouched reference.
 
 # %%
 ratio = own.truth
