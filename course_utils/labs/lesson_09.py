@@ -94,6 +94,15 @@ def _exponent_cases() -> Iterator[tuple[float, float]]:
     yield 1.0, 0.8
     yield 2.0, 1.9
     yield 3.0, 1.0
+    yield 0.5, 1.0
+
+
+Exponent = Callable[[float, float], float]
+
+
+def _where_p_is_wider(formula: Exponent) -> Exponent:
+    """The formula where there is such a tail, infinity elsewhere: for the mistakes in the formula alone."""
+    return lambda sd_p, sd_q: math.inf if sd_p <= sd_q else formula(sd_p, sd_q)
 
 
 EXERCISES = (
@@ -221,33 +230,50 @@ EXERCISES = (
         explain="Above 2 the mean of n weights errs like n^-1/2; between 1 and 2 only like n^-(1 - 1/a).",
         also_right=(
             lambda sd_p, sd_q: 1 / (1 - (sd_q / sd_p) ** 2) if sd_p > sd_q else float("inf"),
-            lambda sd_p, sd_q: 1 / (2 * sd_q**2 * (0.5 / sd_q**2 - 0.5 / sd_p**2)),
+            _where_p_is_wider(lambda sd_p, sd_q: 1 / (2 * sd_q**2 * (0.5 / sd_q**2 - 0.5 / sd_p**2))),
         ),
         mistakes=(
             Mistake(
                 "standard deviations not squared",
                 "These are standard deviations; the formula has variances.",
-                lambda sd_p, sd_q: sd_p / (sd_p - sd_q),
+                _where_p_is_wider(lambda sd_p, sd_q: sd_p / (sd_p - sd_q)),
+                (lambda sd_p, sd_q: sd_p / (sd_p - sd_q),),
             ),
             Mistake(
                 "q in the numerator",
                 "Numerator and roles are exchanged: it is the variance of p over the difference.",
-                lambda sd_p, sd_q: sd_q**2 / (sd_p**2 - sd_q**2),
+                _where_p_is_wider(lambda sd_p, sd_q: sd_q**2 / (sd_p**2 - sd_q**2)),
+                (lambda sd_p, sd_q: sd_q**2 / (sd_p**2 - sd_q**2),),
             ),
             Mistake(
                 "the sign of the difference",
                 "The difference has the wrong sign: a is positive where p is the wider one.",
-                lambda sd_p, sd_q: sd_p**2 / (sd_q**2 - sd_p**2),
+                _where_p_is_wider(lambda sd_p, sd_q: sd_p**2 / (sd_q**2 - sd_p**2)),
+                (lambda sd_p, sd_q: sd_p**2 / (sd_q**2 - sd_p**2),),
             ),
             Mistake(
                 "upside down",
                 "This is one over the exponent.",
-                lambda sd_p, sd_q: (sd_p**2 - sd_q**2) / sd_p**2,
+                _where_p_is_wider(lambda sd_p, sd_q: (sd_p**2 - sd_q**2) / sd_p**2),
+                (lambda sd_p, sd_q: (sd_p**2 - sd_q**2) / sd_p**2,),
             ),
             Mistake(
                 "the ratio of variances",
                 "This is the ratio of the variances. The exponent is the variance of p over the difference.",
-                lambda sd_p, sd_q: sd_p**2 / sd_q**2,
+                _where_p_is_wider(lambda sd_p, sd_q: sd_p**2 / sd_q**2),
+                (lambda sd_p, sd_q: sd_p**2 / sd_q**2,),
+            ),
+            Mistake(
+                "a narrow p forgotten",
+                "The formula is right where p is the wider one. Where it is not, the ratio has no such tail: return "
+                "`math.inf` if sd_p <= sd_q.",
+                lambda sd_p, sd_q: sd_p**2 / (sd_p**2 - sd_q**2),
+            ),
+            Mistake(
+                "the rate instead of the exponent",
+                "This is 1 - 1/a, the rate at which the mean's error shrinks where the variance is infinite; return a.",
+                _where_p_is_wider(lambda sd_p, sd_q: (sd_q / sd_p) ** 2),
+                (lambda sd_p, sd_q: (sd_q / sd_p) ** 2,),
             ),
         ),
     ),

@@ -51,7 +51,7 @@ from course_utils.worlds import pocket
 from course_utils.worlds.finite import FiniteWorld
 
 # %% [markdown]
-# Several seeds of training take about ten minutes (five seeds), so they were computed beforehand by a command and are replayed here. Set `RECOMPUTE = True` to compute them on your machine.
+# Training with five seeds takes about ten minutes, so it was computed beforehand by a command and is replayed here. Set `RECOMPUTE = True` to compute it on your machine.
 
 # %%
 RECOMPUTE = False
@@ -294,7 +294,7 @@ def likelihood_of_seen(first, second):
 
 
 undone = population_fit(noisy, likelihood_of_seen)
-claim("02.undone", "Natarajan et al. (2013); Patrini et al. (2017)",
+claim("02.undone", "Patrini et al. (2017): forward correction",
       "the likelihood of the labels as seen gives back the clean rewards (largest error)",
       expected=0, measured=float((undone - truth).abs().max()), tolerance=1e-5)
 pair = FiniteWorld.from_rewards([[0.5, 0.5]], [[2.0, 0.0]])
@@ -358,7 +358,7 @@ check("02.3", best_of_n)
 # %% [markdown]
 # Three proxies that read the surface, next to the true judge: *flattery* counts flattering adjectives, *length* counts words, *surface* also likes right answers and politeness. *Predict for each: does the true reward rise, or fall, as n grows?*
 #
-# The horizontal axis is how far the pick's distribution can be from the reference, an upper bound (Beirami et al.), close while no response is likely to be drawn twice. Read what the search finds:
+# The horizontal axis is how far the pick's distribution can be from the reference, an upper bound (Beirami et al.), loose where scores tie or a response is drawn twice. Read what the search finds:
 
 # %%
 table = world.reference_table()  # features of 1,024 responses to each of 24 prompts
@@ -567,11 +567,14 @@ claim("02.certain", "this course",
 for remedy in remedies:
     accuracy, error = (float(after("drawn", remedy, column).mean())
                        for column in ("order", "calibration_error"))
-    print(f"{remedy:16} accuracy {accuracy:.3f}, calibration error {error:.3f}")
+    those = [run["remedies"][remedy] for run in noise if run["labels"] == "drawn"]
+    said, happened = (sum(one[column][-1] for one in those) / 5 for column in ("said", "happened"))
+    print(f"{remedy:16} accuracy {accuracy:.3f}, calibration error {error:.3f};",
+          f"where surest, says {said:.2f}, right in {happened:.2f}")
 
 # %% [markdown]
-# The textbook curve says less than it seems. Where labels are the true order, only a quarter of the third tenth were turned, yet it teaches the opposite: sorting by the vote *selects* pairs whose chosen text looks worse. “20 to 40 % is chance” averages a tenth far below and one far above. The controls are sobering: on the judge's draws stopping early
-# gives most of what the remedies give, the mean of the voters nearly all. Smoothing costs accuracy here. Whether dropping beats flipping is undecided; it has hardly any room to be worse.
+# The textbook curve says less than it seems. With true-order labels only a quarter of the third tenth were turned, yet it teaches the opposite: sorting by the vote *selects* pairs whose chosen text looks worse. “20 to 40 % is chance” averages a tenth far below and one far above, and just misses. The controls are sobering: on the judge's draws stopping early
+# gives most of what remedies give, the mean of the voters nearly all. Smoothing costs accuracy. Whether dropping beats flipping is undecided; it has hardly any room to be worse.
 #
 # Flipping and dropping teach certainty: the vote removes honest disagreement along with errors. Stopping early leaves probabilities timid; soft labels and voted margins keep them.
 

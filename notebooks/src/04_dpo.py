@@ -523,7 +523,7 @@ claim("04.trl_smoothing", "Mitchell (2023); older TRL",
 # TRL 1.16 reads `label_smoothing` for `robust`, `exo_pair`, `aot` and `aot_unpaired`; `sigmoid` ignores it in silence. Give TRL conversations with a chat template, or ids: plain strings are
 # joined and tokenised *together*, which for the pocket tokenizer gives other ids, and a warning.
 #
-# Now the stored runs: equal pairs, equal steps, five seeds; token means use β = 2, about 0.1 times the length. KL and the drifts of held-out chosen and rejected responses are in nats; `correct` is 1 for right, −1 for wrong. The learning rate was halved after a first try in which DPO at β = 0.1 broke a run; the first rate is in the last line. *Predict: do chosen ones become likelier?*
+# The stored runs: equal pairs, equal steps, five seeds; token means use β = 2, about 0.1 times the length. KL and the drifts of held-out chosen and rejected responses are in nats; `correct` is 1 for right, −1 for wrong. The learning rate was halved after a first try in which DPO at β = 0.1 broke a run; the first rate is in the last line. *Predict: do chosen ones become likelier?*
 
 # %%
 print("                 wins   reward  KL    chosen rejected  words  correct")

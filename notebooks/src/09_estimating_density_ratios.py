@@ -257,7 +257,7 @@ for name, expected, source in (("plain", -0.25, "derived here from the tail, exp
           expected=expected, measured=slope.estimate, interval=slope)
 
 # %% [markdown]
-# Ten times the data buys a factor below 2 ($10^{1/4}\approx1.8$), and at 30,000 points a single one still holds several percent of everything. (So heavy a tail makes the error's own mean restless: take the first interval as rough.) This is not a bad estimator: these are the *true* weights. An estimate true to $p/q$ inherits this; a calmer one is biased.
+# Along the fitted line, ten times the data buys a factor of 1.7 ($10^{1/4}\approx1.8$ in theory), and at 30,000 points a single one still holds several percent of everything. (So heavy a tail makes the error's own mean restless: take the first interval as rough.) This is not a bad estimator: these are the *true* weights. An estimate true to $p/q$ inherits this; a calmer one is biased.
 
 # %% [markdown] exercise="09.3" part="task" stars=2 minutes=10
 # ### When is the variance finite?
