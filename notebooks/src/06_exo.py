@@ -77,9 +77,9 @@ places = [((-1.5, 0.115), (-1.5, 0.1)), ((0.2, 0.062), (2.8, 0.026)), ((-1.5, 0.
 for axes, title, curve, (first, second) in zip(panels, titles, curves, places):
     axes.fill_between(x, target, color="#dddddd", linewidth=0)
     axes.plot(x, curve["exo_rw"], color=violet)
-    axes.plot(x, curve["dpo_rw"], color=blue, linestyle="--")
+    axes.plot(x, curve["dpo_rw"], color=violet, linestyle=":", linewidth=2.5)
     plots.label(axes, *first, "EXO-rw", violet)
-    plots.label(axes, *second, "DPO-rw", blue)
+    plots.label(axes, *second, "DPO-rw (dotted)", violet)
     axes.set(title=title, xlabel="response", ylim=(0, 0.165))
 plots.label(panels[0], 2.4, 0.06, "target", plots.GREY)
 panels[0].set_ylabel("probability")
