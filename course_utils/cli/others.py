@@ -126,14 +126,57 @@ def experiments_list() -> None:
 def experiments_run(
     names: Annotated[list[str], typer.Argument(metavar="NAME", help="Experiments, as `list` names them.")],
     workers: Annotated[int, typer.Option(min=1, help="Processes at the same time, one thread each.")] = 1,
+    cluster: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Compute on the workers of this Dask scheduler instead."),
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE...", help="Only the runs with these settings.")
+    ] = None,
+    again: Annotated[
+        bool,
+        typer.Option("--again", help="Compute here what is there already, and show it beside the stored."),
+    ] = False,
 ) -> None:
-    """Compute experiments and store their results under data/results. A run that is there is not computed again."""
-    from course_utils.experiments import compute, find, store
+    """Compute experiments and store their results under data/results. A run that is there is not computed again.
 
-    for experiment in [find(name) for name in names]:
-        runs = compute(experiment, workers=workers)
-        path = store(experiment, runs)
+    With --only the rest of the grid is left for later, and results are stored when every run is there.
+    With --again nothing is stored.
+    """
+    from course_utils.experiments import compute, find, store
+    from course_utils.experiments.experiment import matching
+    from course_utils.experiments.rerun import computed_again
+    from course_utils.experiments.running import kept_runs
+
+    wanted = _conditions([*(only or []), *(name for name in names if "=" in name)])
+    for experiment in [find(name) for name in names if "=" not in name]:
+        if again:
+            for settings in matching(experiment, wanted):
+                console().print(
+                    repr(computed_again(experiment.name, settings)), markup=False, highlight=False
+                )
+            continue
+        runs = compute(experiment, workers=workers, cluster=cluster, only=wanted)
+        whole = runs if not wanted else kept_runs(experiment)
         seconds = sum(run["seconds"] for run in runs)
+        kept = f"{len(experiment.grid)} in the grid, not all of them there: nothing stored yet"
         console().print(
-            f"{experiment.name}: {len(runs)} runs, {seconds:,.0f} s of computing, {shorten(path)}"
+            f"{experiment.name}: {len(runs)} runs, {seconds:,.0f} s of computing, "
+            + (kept if whole is None else shorten(store(experiment, whole)))
         )
+
+
+def _conditions(texts: list[str]) -> dict[str, str]:
+    """ "method=dpo", "seed=0" or "method=dpo,seed=0" as names and values."""
+    found: dict[str, str] = {}
+    for text in [part for each in texts for part in each.split(",")]:
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise CourseError(
+                "experiment-no-such-run",
+                f"{text!r} is not of the form KEY=VALUE.",
+                where="--only",
+                remedy="write, for example, --only method=dpo seed=0.",
+            )
+        found[name.strip()] = value.strip()
+    return found

@@ -10,7 +10,7 @@ import json
 import pkgutil
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,38 @@ def find(name: str) -> Experiment:
             remedy=f"use one of {', '.join(known) or '(there are none)'}.",
         )
     return known[name]
+
+
+def matching(experiment: Experiment, only: Mapping[str, Any]) -> list[Settings]:
+    """The settings of the grid that fit `only`: values as they are, or as they are written, {"seed": "0"}."""
+    found = [
+        settings
+        for settings in experiment.grid
+        if all(name in settings and _same(settings[name], value) for name, value in only.items())
+    ]
+    if not found:
+        names = list(dict.fromkeys(name for settings in experiment.grid for name in settings))
+        there = {
+            name: list(dict.fromkeys(str(settings[name]) for settings in experiment.grid if name in settings))
+            for name in names
+        }
+        listed = "; ".join(f"{name}: {', '.join(values)}" for name, values in there.items())
+        raise CourseError(
+            "experiment-no-such-run",
+            f"no run of {experiment.name!r} has {', '.join(f'{k}={v}' for k, v in only.items())}.",
+            where="--only",
+            remedy=f"its settings are {listed}.",
+        )
+    return found
+
+
+def _same(value: Any, wanted: Any) -> bool:
+    if value == wanted or str(value) == str(wanted):
+        return True
+    try:
+        return bool(value == json.loads(str(wanted)))
+    except ValueError:
+        return False
 
 
 def _source_of(function: Callable[..., Any]) -> str:
