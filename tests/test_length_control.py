@@ -7,8 +7,8 @@ import pytest
 
 pytest.importorskip("sklearn")
 
-from course_utils.errors import CourseError  # noqa: E402
-from course_utils.length_control import length_controlled_win_rate  # noqa: E402
+from course_utils.errors import CourseError
+from course_utils.length_control import length_controlled_win_rate
 
 
 def sigmoid(x):
