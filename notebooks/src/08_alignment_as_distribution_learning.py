@@ -404,7 +404,7 @@ like = minimisers.expectation(world, "pmle", gamma=GAMMA)
 pulled = {}
 for ratio in (0.01, 0.1, 1.0):
     end = minimisers.minimise_rows(
-        lambda l: like(l) + ratio * GAMMA**2 * (l.exp() * (l - ref.log())).sum(-1), ref.log())
+        lambda l, c=ratio * GAMMA**2: like(l) + c * (l.exp() * (l - ref.log())).sum(-1), ref.log())
     pulled[ratio] = world.kl(truth, end)
     print(f"beta / gamma^2 = {ratio:4}: KL(pi* || policy) {pulled[ratio]:.6f}")
 claim("08.pull", "eq. 5 as run (table 5), read with theorem 4, which has no pull",
