@@ -10,8 +10,9 @@ network a model that was loaded before comes from the cache; one that was not gi
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,20 @@ def here() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+@contextlib.contextmanager
+def without_bars() -> Iterator[None]:
+    """While files are read and written: without the bars of transformers, which would stay in a notebook's page."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 def load_policy(
     name: str | os.PathLike[str] = DEFAULT_POLICY,
     *,
@@ -43,7 +58,8 @@ def load_policy(
 ) -> LanguageModelPolicy:
     """A causal language model with its tokenizer, in float32 to be trained (see `gpu.precision`).
 
-    A model that has a chat template is used with it.
+    A model that has a chat template is used with it. A folder may keep its tokenizer in a subfolder `tokenizer`:
+    beside the config of a Qwen2 model transformers 5 replaces any tokenizer by Qwen's own.
     """
     from transformers import AutoModelForCausalLM
 
@@ -156,18 +172,21 @@ def load_judge(
 
 
 def _load(kind: Any, name: Any, revision: str | None, dtype: torch.dtype, **options: Any) -> Any:
-    return _asked(
-        name,
-        lambda: kind.from_pretrained(
-            str(name), revision=revision, dtype=dtype, use_safetensors=True, **options
-        ),
-    )
+    with without_bars():
+        return _asked(
+            name,
+            lambda: kind.from_pretrained(
+                str(name), revision=revision, dtype=dtype, use_safetensors=True, **options
+            ),
+        )
 
 
 def _load_tokenizer(name: Any, revision: str | None) -> Any:
     from transformers import AutoTokenizer
 
-    tokenizer = _asked(name, lambda: AutoTokenizer.from_pretrained(str(name), revision=revision))
+    own = Path(str(name)).expanduser() / "tokenizer"
+    place = own if (own / "tokenizer_config.json").is_file() else name
+    tokenizer = _asked(name, lambda: AutoTokenizer.from_pretrained(str(place), revision=revision))
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

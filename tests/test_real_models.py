@@ -136,3 +136,24 @@ def test_weights_in_a_format_that_can_run_code_are_not_read(tmp_path, tokenizer)
     with pytest.raises(CourseError) as caught:
         real_models.load_policy(tmp_path, device="cpu")
     assert caught.value.id in ("model-unsafe-file", "model-not-here")
+
+
+def test_a_tokenizer_in_its_own_subfolder_is_the_one_that_is_used(tmp_path, tokenizer):
+    model = tiny_model("qwen2", vocabulary=len(tokenizer), eos_token_id=tokenizer.eos_token_id)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    policy = real_models.load_policy(tmp_path, device="cpu")
+    text = "the soup was warm, and: how?"
+    assert policy.tokenizer(text)["input_ids"] == tokenizer(text)["input_ids"]
+    assert policy.chat_template and policy.tokenizer.eos_token_id == tokenizer.eos_token_id
+
+
+def test_loading_leaves_no_bar_behind_and_the_setting_as_it_was(tmp_path, tokenizer, capfd):
+    from transformers.utils import logging
+
+    tiny_model("llama", vocabulary=len(tokenizer)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    capfd.readouterr()
+    logging.enable_progress_bar()
+    real_models.load_policy(tmp_path, device="cpu")
+    assert "Loading" not in capfd.readouterr().err and logging.is_progress_bar_enabled()
