@@ -17,7 +17,7 @@
 # 1. derive DDRO from one identity, and say when the identity is true;
 # 2. say for *what* it is consistent, and why DPO, at its best β, is not;
 # 3. predict where the loss ends, and read off which text and token hit it;
-# 4. say what the gradient does there, and what a clamp, a tangent and a smaller step cost.
+# 4. say what the gradient does there, and what a clamp, a tangent and a smaller step do about it.
 
 # %% [markdown]
 # ## Prerequisites
@@ -82,7 +82,7 @@ right.plot(l, l.exp() / (2 - l.exp()), color=orange)
 right.plot([-2, 1.1], [1, 1], color=plots.GREY, linestyle="--")
 right.axvline(math.log(2), color=plots.INK, linewidth=3)
 plots.label(right, -1.9, 1.25, "any preferred response", plots.GREY, va="bottom", xytext=(0, 0))
-plots.label(right, -0.95, 0.25, "a rejected response", orange, xytext=(0, 0), va="top")
+plots.label(right, -0.75, 0.22, "a rejected response", orange, xytext=(0, 0), va="top")
 plots.label(right, math.log(2), 30, "the wall", xytext=(5, 0))
 right.set(yscale="log", ylim=(0.06, 1_000), xlabel="log-ratio l (nats)", xlim=(-2, 1.2))
 right.set(ylabel="size of the gradient in l", title="and in the road, a wall")
@@ -166,7 +166,7 @@ claim("10.direction", "derived here",
       expected=0, measured=float((reverse - ddro(l, up)).abs().max()), tolerance=1e-12)
 
 # %% [markdown]
-# The row above surprises many: with this $f$ the *direction* of the ratio does not matter. So the wall is not the fault of putting $p_+$ below; what makes it is that the model's ratio contains a subtraction, $1/r-t$.
+# The row above may surprise you: with this $f$ the *direction* of the ratio does not matter. So the wall is not the fault of putting $p_+$ below; what makes it is that the model's ratio contains a subtraction, $1/r-t$.
 #
 # ## 3 · Verify against the exact optimum
 #
@@ -208,7 +208,7 @@ claim("10.twin", "derived here",
 #
 # **The dotted lines.** Differentiate $-\log\pi$ and $-\log(2p_{ref}-\pi)$ at $\pi=p_+$, where $2p_{ref}-\pi=p_-$: a comparison adds $-1/p_+$ at its chosen and $+1/p_-$ at its rejected response, and the mean Hessian is diagonal, $\frac1{p_+}+\frac1{p_-}$. Its inverse, kept on $\sum\pi=1$, turns the covariance $V$ of one comparison's gradient into that of the error $\delta$; and KL is $\frac12\sum\delta^2/p_+$:
 #
-# $$n\,E\,\mathrm{KL}(p_+\|\hat\pi)\to\tfrac12\operatorname{tr}\big(\mathrm{diag}(1/p_+)\,M V M\big),\qquad M=D-\tfrac{D\mathbf 1\mathbf 1^\top D}{\mathbf 1^\top D\,\mathbf 1},\; D=\tfrac{p_+p_-}{p_++p_-}.$$
+# $$n\,E\,\mathrm{KL}(p_+\|\hat\pi)\to\tfrac12\operatorname{tr}\big(\mathrm{diag}(1/p_+)\,M V M\big),\qquad M=D-\tfrac{D\mathbf 1\mathbf 1^\top D}{\mathbf 1^\top D\,\mathbf 1},\; D=\mathrm{diag}\big(\tfrac{p_+p_-}{p_++p_-}\big).$$
 #
 # Counting the chosen gives $(K-1)/2$ for $K$ answers.
 
@@ -310,7 +310,11 @@ if batch is not None:
     print(f"gradient norm with it {float(whole.norm()):.0f}, without it {float(others.norm()):.0f}")
 
 # %% [markdown]
-# The numbers in brackets are nats. In our run no single token did it: wherever the text had a *choice*, that choice became a little likelier; the words between are certain and stayed. The sum passes 0.69. Is this seed typical? Eight seeds, two learning rates, stored:
+# The numbers in brackets are nats. In our run no single token did it: at nearly every *choice* the text made, that choice became a little likelier; the words between are certain and stayed. The sum passes 0.69.
+#
+# Past the wall the loss has no gradient. Both norms are those of its *tangent*, taken 0.001 nats before the wall: the one text counts with a slope of about 1,000.
+#
+# Is this seed typical? Eight seeds, two learning rates, stored:
 
 # %%
 crashes = experiments.results("10_into_the_wall", recompute=RECOMPUTE)
@@ -327,7 +331,7 @@ print("2W of the text that hit:", sorted(round(run["truth"], 2) for run in hit))
 turned, share, wanted = (statistics.mean_interval([run[key] for run in hit])
                          for key in ("cosine", "share", "truth"))
 claim("10.hijack", "this course",
-      "there the batch's gradient points where that one text points (mean cosine, 8 seeds)",
+      "there the batch's gradient (tangent) points where that one text's does (mean cosine, 8 seeds)",
       expected=0.9, relation="at least", measured=turned.estimate, interval=turned)
 claim("10.one_token", "a natural guess",
       "one token makes at least half of the text's log-ratio (mean share, 8 seeds)",
@@ -350,13 +354,14 @@ for place, key, colour in ((0, "usual_norm", plots.GREY), (1, "others_norm", plo
     right.plot([place] * len(hit), [run[key] for run in hit], "o", color=colour, alpha=0.7)
 right.set(yscale="log", xlim=(-0.5, 2.5), ylabel="length of the gradient", ylim=(3, 5_000))
 right.set_xticks([0, 1, 2], ["median before", "at the wall,\nwithout the text", "at the wall,\nwith it"])
-right.set_title("One text in 48")
+right.set_title("One text in 48 (tangent past the wall)")
 plots.show(drawn, alt="""Left: cumulated log-ratio over the tokens of the eight texts that ended a run:
     most climb in several steps, one nearly in a single step, and all end above log 2. Right: lengths of
-    the gradient: near seven before; mostly below twenty without the text; above 600 with it.""")
+    the gradient: near seven before; without the text up to 21, but near 800 in one run; with it 700
+    and more.""")
 
 # %% [markdown]
-# Neither guess is settled by eight runs, but most of these texts are ones that $p_+$ *lowers*: in a first pass every text is new, and before its turn it can be carried up by what it shares with liked ones. Then one text in 48 writes the whole update. Clipping shortens the gradient and keeps its direction: the others have all but lost their vote.
+# Both guesses stay undecided with eight runs; five of these texts are ones that $p_+$ *lowers*. In a first pass every text is new, and before its turn it can be carried up by what it shares with liked ones. Then one text in 48 writes nearly the whole update (in the one run with a lower cosine, two texts were past the wall). Clipping shortens the gradient and keeps its direction: the others have all but lost their vote.
 
 # %% [markdown] exercise="10.3" part="task" stars=2 minutes=10
 # ### Who hit the wall?
@@ -396,8 +401,9 @@ ends = {"tangent": world.population_minimiser("ddro", start=past, **tangent),
         "clamp": world.population_minimiser(clamped, start=past)}
 for name, end in ends.items():
     print(f"{name:8}: ends at r =", [round(x, 3) for x in (end / ref)[0].tolist()])
-for name, words in (("clamp", "a clamp"), ("tangent", "the tangent")):
-    claim(f"10.{name}", "derived here", f"started past the wall, {words} returns to p+ (KL)",
+for name, who, words in (("clamp", "a natural cure", "a clamp"),
+                         ("tangent", "derived here", "the tangent")):
+    claim(f"10.{name}", who, f"started past the wall, {words} returns to p+ (KL)",
           expected=0, measured=world.kl(p_plus, ends[name]), tolerance=1e-6)
 for distance in (0.1, 0.25, 0.3, 0.5):
     bent = world.population_minimiser("ddro", wall_distance=distance, **tangent)
@@ -406,7 +412,7 @@ yes, t = torch.ones(1, dtype=torch.bool), 0.8
 for distance in (1e-1, 1e-3, 1e-9):
     l = torch.tensor([math.log((1 - distance) / (2 * t - 1))], dtype=torch.float64)
     loss = float(objectives.ddro(l, 0 * l, yes, t=t))
-    print(f"t = 0.8, {distance:g} before r = {1 / (2 * t - 1):.2f}: preferred loss {loss:.2f}")
+    print(f"t = 0.8, r a share {distance:g} below {1 / (2 * t - 1):.2f}: preferred loss {loss:.2f}")
 
 # %% [markdown]
 # The clamp is a one-way door: past it nothing pushes back, and the policy settles farther from $p_+$ than the reference was. The tangent comes back; its minimiser is $p_+$ as long as $\log(p_+/p_{ref})$, here at most $\log 1.52$, stays before the bend: one 0.3 nats before the wall is too early.
@@ -481,6 +487,7 @@ mean_of = lambda name, n: sum(found[name][n]) / len(found[name][n])
 few, many = lesson.SIZES[0], lesson.SIZES[-1]
 best = {n: min((name for name in found if name[:3] == "DPO"), key=lambda name: mean_of(name, n))
         for n in lesson.SIZES}
+print(f"the untouched reference: {untouched:.3f}")
 print("DPO's best β, chosen on these very runs:", {n: name[9:] for n, name in best.items()})
 
 
@@ -499,9 +506,9 @@ compare("sft", f"from {many} comparisons DDRO is nearer than SFT",
         found["DDRO"][many], found["SFT"][many])
 
 # %% [markdown]
-# Consistency is a promise about large $n$, and 960 comparisons for 24 prompts are not large. With few, a large β, a short leash, wins: β = 4, whose limit is far worse than that of β = 2 (right), makes the best estimate of the three. DDRO has no such brake. From 960 they tie, with SFT too, and the best of them end barely beyond the untouched reference.
+# Consistency is a promise about large $n$, and 960 comparisons for 24 prompts are not large. From 60 and from 240 **every** method ends, on average, farther from $p_+$ than the untouched reference. With few, a large β, a short leash, does least harm: β = 4, whose limit is far worse than that of β = 2 (right), makes the best estimate of the three. DDRO has no such brake. From 960 the order is undecided, against SFT too, and the best end barely nearer than the reference.
 #
-# Read the texts; a tie looks like this:
+# Read the texts of two that cannot be told apart:
 
 # %%
 for name, (method, beta) in (("DDRO", methods["DDRO"]), ("SFT", methods["SFT"])):
@@ -524,10 +531,10 @@ for name, (method, beta) in (("DDRO", methods["DDRO"]), ("SFT", methods["SFT"]))
 # %% [markdown]
 # ## When to use it
 #
-# Where feedback is thumbs on *your reference's own* responses, so that the mixture holds, and the target is $p_+$, not a maximised reward. On our table it beat counting; on the language model we saw no such gain. It is SFT with a brake that can lock: watch the largest log-ratio of rejected texts, not the mean. Read 11 before you choose it.
+# Where feedback is thumbs on *your reference's own* responses, so that the mixture holds (for each prompt with its own $t$, its share of thumbs up), and the target is $p_+$, not a maximised reward. On our table it beat counting; on the language model we saw no such gain. It is SFT with a brake that can lock: watch the largest log-ratio of rejected texts, not the mean. Read 11 before you choose it.
 
 # %% [markdown]
-# **In TRL 1.16** there is no DDRO. Nearest is `KTOTrainer`: the same data (`completion`, `label`), sums over tokens, a frozen reference, and losses that are sigmoids, hence bounded. To build DDRO there, replace its two losses *and* mind its mean: it pools both classes, so class-wise means need `desirable_weight` $=1/(2\pi)$ and `undesirable_weight` $=1/(2(1-\pi))$ for a share π of liked rows (11 shows what pooling does). `beta` has no counterpart; $t$ is π.
+# **In TRL 1.16** there is no DDRO. Nearest is `KTOTrainer`: the same data (`completion`, `label`), sums over tokens, a frozen reference, and losses that are sigmoids, hence bounded. To build DDRO there, replace its two losses *and* mind its mean: it pools both classes, so class-wise means need `desirable_weight` $=1/\pi$ and `undesirable_weight` $=1/(1-\pi)$ for a share π of liked rows (11 shows what pooling does). `beta` has no counterpart; $t$ is π, if the mixture holds.
 #
 # ## What we measured
 
@@ -543,13 +550,13 @@ ledger.rows("10")
 # | the error names a text nobody wants | it rose with its neighbours before its first turn |
 # | loss fine, held-out loss infinite | the wall is met by texts that training did not see |
 # | now and then a huge gradient | the tangent at work: lower the learning rate |
-# | no wall, and another optimum | log-ratios averaged over tokens: not a density ratio any more |
+# | the wall is far off, and the optimum another | log-ratios averaged over tokens: not a density ratio any more |
 # | minus infinity | t above ½, and a text that was never rejected |
 
 # %% [markdown]
 # ## References
 #
-# - R. Higuchi, T. Suzuki (2025). *Direct Density Ratio Optimization*, arXiv 2505.07558, ICML 2025. DDRO. We had its abstract and secondary accounts: the formulas here are derived, its theorems are not quoted. It is reported to run with a stabiliser, whose form we could not establish.
+# - R. Higuchi, T. Suzuki (2025). *Direct Density Ratio Optimization: A Statistically Consistent Approach to Aligning Large Language Models*, arXiv 2505.07558, ICML 2025. DDRO. We had its abstract and secondary accounts: the formulas here are derived, its theorems are not quoted. It is reported to run with a stabiliser, whose form we could not establish.
 # - H. Takahashi et al. (2026), arXiv 2604.04410: the instability of DDRO, and RDRO (11).
 # - M. Sugiyama, T. Suzuki, T. Kanamori (2012). *Density Ratio Estimation in Machine Learning.*
 # - TRL 1.16.0: `trainer/kto_trainer.py`, `trainer/kto_config.py`.

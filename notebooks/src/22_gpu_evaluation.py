@@ -56,9 +56,14 @@ from course_utils.worlds import pocket, pocket_judges
 model = ""  # what you trained: a folder or a name
 other = "Qwen/Qwen2.5-0.5B-Instruct"  # what it is measured against
 judge = "Skywork/Skywork-Reward-V2-Qwen3-0.6B"  # a reward model: a folder or a name
-dataset, split = "hh-helpful", "test"  # prompts: a file, or a name in datasets.SOURCES
-prompts, max_new_tokens, minutes = 500, 256, 15
-method, steps, seed = "dpo", 60, 0  # how the pocket policy is trained
+dataset = "hh-helpful"  # prompts: a file, or a name in datasets.SOURCES
+split = "test"
+prompts = 500
+max_new_tokens = 256
+minutes = 15
+method = "dpo"  # how the pocket policy is trained
+steps = 60
+seed = 0
 
 # %% [markdown]
 # **Four judges** of whom we know everything. Three like our answers with log-odds $\theta=0.4$, and longer answers on top of that: along a tanh, along a straight line, or above a threshold. The fourth reads quality alone; good answers happen to be longer. Ours are longer by 0.8 deviations.
@@ -246,6 +251,8 @@ claim("22.one_order", "common practice", "ours always first: the win rate is tha
       expected=without, measured=first.mean(), tolerance=0.005)
 claim("22.both_orders", "common practice", "the mean of both orders is the win rate without position",
       expected=without, measured=(first + second).mean() / 2, tolerance=0.005)
+
+# %%
 equal = np.concatenate([d - 0.5, 0.5 - d])  # two equal models
 claim("22.equal_models", "this course", "for equal models the mean of both orders is one half",
       expected=0.5, measured=(sigmoid(equal + b) + 1 - sigmoid(-equal + b)).mean() / 2, tolerance=1e-10)
