@@ -87,7 +87,7 @@ def align(settings: RunSettings, *, stop_after: int | None = None, quiet: bool =
     on_card = _device(settings) != "cpu"
     if on_card:
         torch.cuda.reset_peak_memory_stats()
-    with _no_news_of_a_tied_head(policy.model):
+    with _without_false_alarms(policy.model):
         trainer.train(resume_from_checkpoint=True if first else None)
     step = trainer.state.global_step
     session = {"from": first, "to": step, "seconds": time.monotonic() - began, "peak_gib": None}
@@ -269,20 +269,26 @@ def _positions(model: Any) -> int:
 
 
 @contextlib.contextmanager
-def _no_news_of_a_tied_head(model: Any) -> Iterator[None]:
-    """A tied head is the embedding, so no checkpoint holds it twice; the trainer calls it missing."""
+def _without_false_alarms(model: Any) -> Iterator[None]:
+    """Two warnings of the trainer that mean nothing here, and would stay in a notebook's page.
+
+    A tied head is the embedding, so no checkpoint holds it twice, and the trainer calls it missing. Checkpoints written
+    within a second are ordered by their number instead of their time, which is what they are numbered for.
+    """
+    tied = bool(getattr(model.config, "tie_word_embeddings", False))
+    alarms = ["mtime may not be reliable", *(["lm_head.weight"] if tied else [])]
 
     def keep(record: logging.LogRecord) -> bool:
-        return "lm_head.weight" not in record.getMessage()
+        return not any(alarm in record.getMessage() for alarm in alarms)
 
-    log = logging.getLogger("transformers.trainer")
-    tied = bool(getattr(model.config, "tie_word_embeddings", False))
-    if tied:
+    logs = [logging.getLogger(name) for name in ("transformers.trainer", "transformers.trainer_utils")]
+    for log in logs:
         log.addFilter(keep)
     try:
         yield
     finally:
-        log.removeFilter(keep)
+        for log in logs:
+            log.removeFilter(keep)
 
 
 def _feedback(data: datasets.PreferenceData) -> Any:
