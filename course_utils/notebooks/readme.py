@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import html
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from course_utils import ledger
 from course_utils.errors import CourseError
@@ -40,13 +42,21 @@ def lesson_table(root: Path | None = None) -> str:
 
 
 def claims_summary(root: Path | None = None) -> str:
-    """How many claims hold, in a sentence, and the rows in a folded table."""
+    """How many claims hold, in a sentence, and for each lesson the same with the rows in a folded table."""
     rows = stored_claims(root)
-    said = ledger.count_in_words(row["verdict"] for row in rows)
-    return (
-        f"{len(rows)} claims measured so far: {said}.\n\n"
-        f"<details><summary>All of them</summary>\n\n{ledger.rows_markdown(rows)}\n\n</details>"
-    )
+    parts = [f"{len(rows)} claims measured so far: {_said(rows)}. Lesson by lesson:\n"]
+    for lesson in lessons(root):
+        own = [row for row in rows if row["lesson"] == lesson.name]
+        if own:
+            parts.append(
+                f"<details><summary>{lesson.number} · {html.escape(lesson.title)} ({_said(own)})</summary>\n\n"
+                f"{ledger.rows_markdown(own)}\n\n</details>"
+            )
+    return "\n".join(parts)
+
+
+def _said(rows: list[dict[str, Any]]) -> str:
+    return ledger.count_in_words(row["verdict"] for row in rows)
 
 
 def with_generated_parts(text: str, root: Path | None = None) -> str:
