@@ -27,6 +27,7 @@ from course_utils.errors import CourseError
 MIME = "application/vnd.course.claim+json"
 NOISE = 1e-6  # an identity is stated with a tolerance of at most this; what is measured beyond it is rounding
 VERDICTS = ("holds", "holds with a correction", "undecided", "does not hold")
+HOLDING = VERDICTS[:2]
 SYMBOL = {"holds": "✓", "holds with a correction": "≈", "undecided": "○", "does not hold": "✗"}
 COLOUR = {
     "holds": "#00714d",

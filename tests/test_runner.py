@@ -263,6 +263,7 @@ def test_the_report_counts_every_verdict_and_marks_what_is_over_a_limit(ran):
     said = Page(report_html(results)).said
     assert "failed in cell 2" in said and "ZeroDivisionError: division by zero" in said
     assert "of 8 claims, 2 hold, 2 hold with a correction, 2 are undecided, 2 do not hold" in said
+    assert "Claims4 of 8hold, some with a correction" in said.replace("\n", "")
     assert said.count("over the limit") == 2 and "101%" in said
 
 

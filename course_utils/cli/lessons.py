@@ -53,6 +53,7 @@ def run(
     A lesson that ran before and has not changed is kept; so a second run is quick, and an interrupted one
     goes on.
     """
+    from course_utils.ledger import count_in_words
     from course_utils.notebooks.parameters import parse_parameters
     from course_utils.notebooks.progress import Progress, duration
     from course_utils.notebooks.runner import run_lessons
@@ -77,9 +78,9 @@ def run(
     bad = [record for record in done.records if not record.ok]
     good = len(done.records) - len(bad)
     claims = [claim for record in done.records for claim in record.claims]
-    holding = sum(claim["verdict"] != "does not hold" for claim in claims)
-    text = f"{good} of {len(done.records)} lessons ran to the end, {holding} of {len(claims)} claims hold"
-    screen.print(f"\n{text}, {duration(done.seconds)}.", style="red" if bad else "green", highlight=False)
+    text = f"{good} of {len(done.records)} lessons ran to the end, {duration(done.seconds)}"
+    text += f"; of {len(claims)} claims, {count_in_words(claim['verdict'] for claim in claims)}" if claims else ""
+    screen.print(f"\n{text}.", style="red" if bad else "green", highlight=False)
     screen.print(f"The report: {shorten(done.report)}", soft_wrap=True, highlight=False)
     raise typer.Exit(1 if bad else 0)
 

@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from course_utils.ledger import COLOUR, SYMBOL, VERDICTS, count_in_words, rows_html
+from course_utils.ledger import COLOUR, HOLDING, SYMBOL, VERDICTS, count_in_words, rows_html
 from course_utils.notebooks.processes import write_atomically
 from course_utils.notebooks.progress import duration
 
@@ -164,7 +164,7 @@ def _facts(results: dict[str, Any], rows: list[dict[str, Any]], claims: list[dic
     heaviest = max(rows, key=lambda row: row["peak_memory_mb"])
     slowest = max(rows, key=lambda row: row["seconds"])
     good = sum(row["status"] == "succeeded" for row in rows)
-    holds = sum(claim["verdict"] != "does not hold" for claim in claims)
+    holds = sum(claim["verdict"] in HOLDING for claim in claims)
     facts = [
         ("Lessons", f"{good} of {len(rows)}", "ran to the end"),
         ("Claims", f"{holds} of {len(claims)}", "hold, some with a correction"),
