@@ -357,6 +357,13 @@ def test_centres_are_numerator_points_and_the_median_distance_is_the_median_of_a
     assert median_distance(P, Q) == pytest.approx(float(np.sort(distances)[(len(distances) - 1) // 2]))
 
 
+def test_the_median_distance_of_a_thinned_sample_is_nearly_that_of_all_its_points():
+    p, q = draw(EASY, 1200, 900, 4)
+    whole, thinned = median_distance(p, q, most=1200), median_distance(p, q, most=200)
+    assert thinned == pytest.approx(whole, rel=0.02)
+    assert median_distance(p.flip(0), q.flip(0), most=200) == thinned
+
+
 # ------------------------------------------------------------------------------------------ leaving one out
 
 
@@ -411,6 +418,15 @@ def test_selection_keeps_the_candidate_with_the_smallest_held_out_loss():
     assert torch.equal(alone.theta, found.estimate.theta)
     assert logistic(P, Q, **LINE, regularisation=0.1).score is None
     assert "ulsif" in str(alone) and "held-out loss" in str(alone)
+
+
+def test_a_candidate_without_a_finite_held_out_loss_counts_as_infinite_and_is_never_chosen():
+    options = {"generator": "kl", "link": "linear", "centres": CENTRES, "width": (0.1, 0.7)}
+    found = select("bregman", P, Q, regularisation=(1e-6, 0.1), **options)
+    assert found.scores[0, 0] == math.inf and not found.scores.isnan().any()
+    assert found.estimate.score == found.scores.min() < math.inf
+    with pytest.raises(CourseError, match="none of the 2 candidates"):
+        select("kliep", P, Q + 1e4, width=(0.5, 0.6))
 
 
 # -------------------------------------------------------------------------------- closed forms, divergences
@@ -611,3 +627,14 @@ def test_bad_input_is_refused_with_an_id(id, call):
         call()
     assert caught.value.id == id
     assert caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    "fit", [lambda: logistic(P, Q, **LINE, regularisation=0.01), lambda: kliep(P, Q, **KERNELS)]
+)
+def test_a_fit_that_stops_short_of_its_minimum_is_refused(fit, monkeypatch):
+    monkeypatch.setattr(convex, "STEPS", 2)
+    with pytest.raises(CourseError) as caught:
+        fit()
+    assert caught.value.id == "density-ratio-no-convergence"
+    assert "gradient is still" in str(caught.value)

@@ -64,12 +64,13 @@ EXPERIMENTS = (
         "13_same_rate",
         same_rate_run,
         grid=[
-            {"method": method, "judge": judge, "seed": seed, "learning_rate": RATES[-1]}
+            {"method": method, "judge": judge, "seed": seed, "learning_rate": rate}
+            for rate in reversed(RATES)
             for seed in SEEDS
             for judge in JUDGES
             for method in ("sft", "rdro")
         ],
-        about="SFT and RDRO, which have no knob, at the highest learning rate that methods with a knob may choose.",
+        about="SFT and RDRO, which have no knob, at the learning rates that methods with a knob may choose.",
     ),
     Experiment(
         "13_memory",
@@ -107,6 +108,13 @@ def column(runs: Runs, method: str, judge: str, rule: str, name: str, pairs: int
     ]
     found = [run.get(rule, run) for run in sorted(mine, key=lambda run: run["seed"])]
     return np.array([math.nan if each["failed"] else each[name] for each in found], dtype=float)
+
+
+def at_rate(runs: Runs, same_rate: Runs, rate: float) -> list[dict[str, Any]]:
+    """The bench with SFT and RDRO at this learning rate. Pooled RDRO is class-wise RDRO here: the classes are equal."""
+    own = [run for run in same_rate if run["learning_rate"] == rate]
+    own += [run | {"method": "rdro_pooled"} for run in own if run["method"] == "rdro"]
+    return [run for run in runs if run["method"] not in {each["method"] for each in own}] + own
 
 
 def difference(

@@ -90,6 +90,12 @@ def _over(low: float, high: float, paths: tuple[np.ndarray, ...]) -> float:
     return float((np.interp(grid, kl_a, truth_a) - np.interp(grid, kl_b, truth_b)).mean())
 
 
+def _by_trapezoids(kl_a: np.ndarray, truth_a: np.ndarray, kl_b: np.ndarray, truth_b: np.ndarray) -> float:
+    grid = np.linspace(max(kl_a[0], kl_b[0]), min(kl_a[-1], kl_b[-1]), 101)
+    gap = np.interp(grid, kl_a, truth_a) - np.interp(grid, kl_b, truth_b)
+    return float((gap[1:] + gap[:-1]).mean() / 2)
+
+
 def _path_cases() -> Iterator[Case]:
     """One path that goes farther on the same curve, one on another curve, and two that start at different KLs."""
     short, long = np.linspace(0, 1.5, 6), np.linspace(0, 6, 6)
@@ -239,6 +245,12 @@ EXERCISES = (
                     np.interp(min(kl_a[-1], kl_b[-1]), kl_a, truth_a)
                     - np.interp(min(kl_a[-1], kl_b[-1]), kl_b, truth_b)
                 ),
+            ),
+            Mistake(
+                "area instead of mean",
+                "This is the area between the paths over its width, the trapezoid rule: it gives the two ends half a "
+                "vote. Take the plain mean of the 101 differences.",
+                _by_trapezoids,
             ),
             Mistake(
                 "sum instead of mean",

@@ -272,6 +272,19 @@ EXERCISES = (
                 lambda logits, reward, gamma: -reverse_kl_gradient(logits, reward, gamma),
             ),
             Mistake(
+                "one mean for all prompts",
+                "The mean cost is summed over all prompts here: each row of logits is a policy of its own and has its own "
+                "mean. Sum over the last dimension alone.",
+                lambda logits, reward, gamma: (
+                    torch.softmax(logits, -1)
+                    * (
+                        gamma * torch.log_softmax(logits, -1)
+                        - reward
+                        - (torch.softmax(logits, -1) * (gamma * torch.log_softmax(logits, -1) - reward)).sum()
+                    )
+                ),
+            ),
+            Mistake(
                 "plain mean of the costs",
                 "The mean cost is a plain mean over the responses here: it is the mean under the policy, so weight each "
                 "cost with its probability.",

@@ -95,6 +95,12 @@ def _errors_added(of_ref: Tensor, of_preferred: Tensor, of_rejected: Tensor, alp
     return sum(weight * values.std() / len(values) ** 0.5 for values, weight in parts)
 
 
+def _z_with_plain_variances(of_ref: Tensor, of_preferred: Tensor, of_rejected: Tensor, alpha: float) -> float:
+    parts = ((of_ref, 1.0), (of_preferred, alpha), (of_rejected, 1 - alpha))
+    variance = sum(weight**2 * values.var(correction=0) / len(values) for values, weight in parts)
+    return float(_gap(of_ref, of_preferred, of_rejected, alpha) / variance.sqrt())
+
+
 def _premise_cases() -> Iterator[Case]:
     for seed, alpha, sizes in ((1, 0.5, (40, 30, 50)), (2, 0.39, (100, 39, 61)), (3, 0.2, (20, 60, 30))):
         generator = torch.Generator().manual_seed(seed)
@@ -111,7 +117,8 @@ def _premise_cases() -> Iterator[Case]:
 def mending_weights(preferred: Tensor) -> Tensor:
     """Weights that turn one plain mean into the sum of two class means."""
     share = preferred.double().mean()
-    return torch.where(preferred, 1 / share, 1 / (1 - share))
+    # the argument is of bool, so an answer in float32 is as right as one in float64: the check asks for no more
+    return torch.where(preferred, 1 / share, 1 / (1 - share)).float()
 
 
 def _weights_by_counts(preferred: Tensor) -> Tensor:
@@ -119,6 +126,11 @@ def _weights_by_counts(preferred: Tensor) -> Tensor:
     weights = torch.full((n,), n / (n - liked), dtype=torch.float64)
     weights[preferred] = n / liked
     return weights
+
+
+def _weights_in_float32(preferred: Tensor) -> Tensor:
+    share = preferred.float().mean()
+    return preferred.float() / share + (~preferred).float() / (1 - share)
 
 
 def _by_share(preferred: Tensor, recipe: str) -> Tensor:
@@ -217,6 +229,11 @@ EXERCISES = (
                 lambda r, p, m, alpha: float(_gap(r, p, m, alpha) / _spread(r, p, m, alpha)),
             ),
             Mistake(
+                "variance of the sample",
+                "These variances divide by n. The samples are finite: divide by n - 1, as `x.var()` does by itself.",
+                _z_with_plain_variances,
+            ),
+            Mistake(
                 "weights not squared",
                 "The weights alpha and 1 - alpha multiply means, so their squares multiply the variances.",
                 lambda r, p, m, alpha: float(_gap(r, p, m, alpha) / _weights_not_squared(r, p, m, alpha)),
@@ -252,7 +269,7 @@ EXERCISES = (
         truth=mending_weights,
         cases=_batches,
         explain="In a trainer without such weights, rdro_pooled has them built in (for alpha = the preferred share).",
-        also_right=(_weights_by_counts,),
+        also_right=(_weights_by_counts, _weights_in_float32),
         mistakes=(
             Mistake(
                 "classes exchanged",

@@ -357,7 +357,7 @@ right.set_xticks([0, 1, 2], ["median before", "at the wall,\nwithout the text", 
 right.set_title("One text in 48 (tangent past the wall)")
 plots.show(drawn, alt="""Left: cumulated log-ratio over the tokens of the eight texts that ended a run:
     most climb in several steps, one nearly in a single step, and all end above log 2. Right: lengths of
-    the gradient: near seven before; without the text up to 21, but near 800 in one run; with it 700
+    the gradient: near seven before; without the text up to 21, but above 800 in one run; with it 700
     and more.""")
 
 # %% [markdown]

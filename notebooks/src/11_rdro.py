@@ -84,11 +84,11 @@ right.set(xlabel="update", ylim=(0.4, 9_000), title="length of the gradient, 5 s
 plots.show(drawn, alt="""Left: slopes of the losses against the log-ratio. DDRO's rejected slope
     grows without bound at log 2, its preferred slope is minus one throughout; RDRO's slopes stay
     between minus one and one half, and the preferred one crosses zero at log 2. Right,
-    logarithmic: DDRO's gradient lengths jump above one thousand again and again, RDRO's stay near
-    one.""")
+    logarithmic: DDRO's gradient lengths jump above one thousand again and again; RDRO's stay near
+    one, with a few peaks, the highest near ten.""")
 
 # %% [markdown]
-# Left, both losses, response by response. Right, what that does to a language model (before clipping): DDRO's gradient jumps more than a hundredfold whenever a rejected response comes near the wall. Only the tangent on which it is continued there caps it, at slope 1,000. RDRO's stays near 1.3, with a few small peaks. (A factor of four is mere scale: at $l=0$ the slopes are 1 and ¼.) Same data, same target. Why?
+# Left, both losses, response by response. Right, what that does to a language model (before clipping): DDRO's gradient jumps a hundredfold or so, at times far more, as a rejected response nears the wall. Only the tangent that continues it there caps it, at slope 1,000. RDRO's stays near 1.3, with few peaks, at most tenfold. (A factor of four is mere scale: at $l=0$ the slopes are 1 and ¼.) Same data, same target. Why?
 #
 # ## 1 · Derive
 #
@@ -163,17 +163,17 @@ steepest = max(float(slope("rdro", line, liked, alpha=a).abs().max())
 near = torch.tensor([math.log(2) - 1e-3], dtype=torch.float64)
 print(f"DDRO, rejected, 0.001 before the wall: slope {float(slope('ddro', near, False)):.0f}")
 claim("11.slope", "derived here, from the bounded ratio of Takahashi et al. (2026)",
-      "the largest slope of RDRO's loss, both classes, six alphas, l from -40 to 40",
+      "the steepest slope of RDRO's loss in l, both classes, six alphas, l from -40 to 40",
       expected=1, relation="at most", measured=steepest)
 turn = [float(slope("rdro", -torch.tensor([a], dtype=torch.float64).log(), True, alpha=a))
         for a in alphas]
 claim("11.saturation", "derived here",
-      "a preferred response's slope is zero at l = log(1/alpha) (largest of six alphas)",
+      "RDRO's slope for a preferred response is zero at l = log(1/alpha) (largest of six alphas)",
       expected=0, measured=max(map(abs, turn)), tolerance=1e-12)
 print(f"log(1/alpha): {math.log(1 / 0.39):.2f} nats at 0.39, {math.log(1 / 0.5):.2f} at 0.5")
 
 # %% [markdown]
-# **Saturation.** A preferred response is pushed up to $\log(1/\alpha)$, and *down* beyond. That is for the whole response, not for each token: under a nat for a text of any length. SFT's and DPO's slopes never turn. It looks like a brake; section 5 shows that it is knowledge.
+# **Saturation.** A preferred response is pushed up to $\log(1/\alpha)$, and *down* beyond. That is for the whole response, not for each token: at these two shares under a nat, however long the text. SFT's and DPO's slopes never turn. It looks like a brake; section 5 shows that it is knowledge.
 #
 # In the package: `objectives.rdro`, averaged by `objectives.classwise_mean`. **In TRL 1.16** there is no RDRO. The nearest host is `KTOTrainer`: unpaired data, sums of token log-probabilities. Replace its loss, and mind `losses.nanmean()`: one mean over both classes. (`desirable_weight` = 1/π and `undesirable_weight` = 1/(1 − π) mend that; section 4.)
 #
@@ -186,7 +186,7 @@ mixed = lambda t: FiniteWorld.from_mixture(plus, minus, t)
 share, world = 0.39, mixed(0.39)
 off = lambda t: float((mixed(t).population_minimiser("rdro", alpha=t) - plus).abs().max())
 claim("11.consistent", "Takahashi et al. (2026), abstract: statistically consistent",
-      "reference = mixture, class-wise means: the minimiser is p+ (largest error, four alphas)",
+      "reference = mixture, class-wise means: RDRO's minimiser is p+ (largest error, four alphas)",
       expected=0, measured=max(map(off, (0.1, 0.39, 0.5, 0.8))), tolerance=1e-9)
 
 # %% [markdown]
@@ -240,7 +240,7 @@ risk = lambda pi: (p * softplus(-(pi / mix).log()) + mix * softplus((pi / mix).l
 largest = torch.maximum((policy / mix).amax(1), 1 / alpha[:, 0])
 bound = (1 + largest) * (1 + 1 / alpha[:, 0]) * ((risk(policy) - risk(p)) / 8).sqrt()
 claim("11.bound", "derived here",
-      "distance to p+ as a share of the bound, the largest of 2,000 random worlds and policies",
+      "TV to p+ as a share of the bound by RDRO's excess loss: largest of 2,000 random policies",
       expected=1, relation="at most",
       measured=float((0.5 * (policy - p).abs().sum(1) / bound).max()))
 
@@ -267,7 +267,7 @@ gaps = [crowd.kl(crowd.preferred_distribution(), crowd.population_minimiser("dpo
         for beta in betas]
 print("KL(p+ || DPO):", {beta: round(gap, 4) for beta, gap in zip(betas, gaps)})
 claim("11.dpo", "derived in the course: DPO has another target",
-      "a crowd: at its best beta of eight, DPO's limit stays this far from p+ (nats)",
+      "on-policy pairs judged by a crowd: how far DPO's limit stays from p+, best of 8 betas (nats)",
       expected=0.001, relation="at least", measured=min(gaps))
 
 # %% [markdown]
@@ -281,7 +281,7 @@ judge = upper + (1 - upper).transpose(1, 2).tril(-1) + torch.eye(6, dtype=torch.
 ref = torch.softmax(draws[0], dim=-1)
 wins = (judge @ ref[:, :, None])[:, :, 0]
 claim("11.two_thirds", "derived here",
-      "win rate of p+ over the reference: the largest of 2,000 random judges",
+      "on-policy pairs: win rate of p+ over the reference, the largest of 2,000 random judges",
       expected=2 / 3, relation="at most", measured=float((2 * ref * wins**2).sum(1).max()))
 ranks = torch.arange(200.0, dtype=torch.float64)
 strict = FiniteWorld(torch.full((1, 200), 1 / 200), torch.sign(ranks[:, None] - ranks)[None] / 2 + 0.5,
@@ -309,13 +309,13 @@ for name, ref in references.items():
     print(f"{name:23} KL(p+ || .): {abs(world.kl(plus, ref)):.4f} -> {after[name]:.4f}   "
           f"E_ref[r] = {total:.3f}")
 claim("11.uniform", "planning figures of the course",
-      "a uniform reference in place of the mixture: KL(p+ || RDRO)",
+      "a uniform reference in place of the mixture: KL(p+ || RDRO), one five-response world",
       expected=0.0056, measured=after["uniform"], tolerance=5e-5)
 claim("11.chosen_first", "practice: SFT on the chosen, then align",
-      "started exactly at p+, RDRO leaves it by (nats)",
+      "p+ itself as the reference, not the mixture: RDRO leaves p+ by (nats, five responses)",
       expected=0.01, relation="at least", measured=after["p+ (SFT on the chosen)"])
 claim("11.everything_first", "derived here",
-      "SFT on everything, chosen and rejected, restores the premise: KL(p+ || RDRO)",
+      "perfect SFT on chosen and rejected gives the mixture as reference: KL(p+ || RDRO)",
       expected=0, measured=after["SFT on everything"], tolerance=1e-9)
 
 # %% [markdown]
@@ -360,7 +360,7 @@ for name, source in (("own pairs", own), ("base model's", other)):
     print(f"{name:13}", dict(zip(pocket.FEATURE_NAMES, [round(value, 1) for value in z])))
 
 # %% [markdown]
-# Nine features of texts, 300 judged pairs: drawn from the pocket reference, or from the *base* model it was tuned from. They refute the wrong premise, and leave the right one alone (of nine, one beyond ±3 comes by chance once in forty). The test sees only what $h$ sees: take several.
+# Nine features of texts, 300 judged pairs: drawn from the pocket reference, or from the *base* model it was tuned from. They refute the wrong premise, and leave the right one alone (of nine, one beyond ±3 comes by chance once in forty; here a little oftener, since the two of a pair share a prompt and so are not quite independent). The test sees only what $h$ sees: take several.
 #
 # **The wrong α.** The reference is the mixture, and the loss is told another share. The slider showed the direction; how dear is it, and is it dearer to say too much or too little?
 
@@ -370,7 +370,7 @@ print({a: round(float(told(a)), 4) for a in (0.1, 0.2, 0.3, 0.39, 0.5, 0.6, 0.8)
 many = FiniteWorld.from_mixture(*lesson.random_mixtures(200, 8, 2.0, seed=5), share)
 much = statistics.mean_interval(told(share + 0.15, many) - told(share - 0.15, many))
 claim("11.alpha", "this course",
-      "alpha too large by 0.15 costs more than too small by 0.15 (KL, 200 random worlds)",
+      "true share 0.39: RDRO told 0.15 too much loses more than 0.15 too little (KL, 200 worlds)",
       expected=0, relation="at least", measured=much.estimate, interval=much)
 
 # %% [markdown]
@@ -390,14 +390,15 @@ for t, fraction in ((0.5, 0.5), (0.39, 0.5), (0.39, 0.39), (0.2, 0.2), (0.8, 0.8
 
 # %%
 claim("11.trap_39", "planning figures of the course",
-      "pooled mean, alpha = fraction = 0.39: KL(p+ || .)",
+      "RDRO with a pooled mean, alpha = preferred fraction = 0.39: KL(p+ || .)",
       expected=0.0194, measured=trap[0.39, 0.39][0], tolerance=5e-5)
 claim("11.trap_20", "planning figures of the course",
-      "pooled mean, alpha = fraction = 0.2: distance TV",
+      "RDRO with a pooled mean, alpha = preferred fraction = 0.2: TV from p+",
       expected=0.396, measured=trap[0.2, 0.2][1], tolerance=5e-4)
 errors = [float((mixed(t).population_minimiser(name, alpha=t) - plus).abs().max())
           for t in (0.2, 0.39, 0.8) for name in ("rdro", "rdro_pooled")]
-claim("11.mended", "derived here", "both ways out give p+ back (largest error, three alphas)",
+claim("11.mended", "derived here",
+      "class-wise means, or rdro_pooled: the minimiser is p+ again (largest error, three alphas)",
       expected=0, measured=max(errors), tolerance=1e-9)
 
 # %% [markdown]
@@ -505,20 +506,21 @@ at = sizes.index(10_000)
 for name, expected, slack in (("rdro", 0.0083, 0.0015), ("sft", 0.019, 0.0025), ("ddro", 0.131, 0.015)):
     found = statistics.mean_interval(apart[name][:, at])
     claim(f"11.apart_{name}", "planning figures, 20 other worlds (slack set after a first run)",
-          f"hardly overlapping, n = 10,000: TV of {plots.look(name).label} (20 worlds)",
+          f"p+ and p- hardly overlap, n = 10,000: TV of {plots.look(name).label} to p+ (20 worlds)",
           expected=expected, measured=found.estimate, interval=found, tolerance=slack)
 same = statistics.paired_bootstrap(apart["walled"][:, at], apart["rdro"][:, at]).difference
 claim("11.walled", "this course: the missing ceiling is DDRO's loss of data, not its ratio",
-      "DDRO with the wall everywhere is no worse than RDRO (difference of TV, n = 10,000, 20 worlds)",
+      "DDRO held at r <= 1/t everywhere errs no more than RDRO (TV difference, n = 10,000, 20 worlds)",
       expected=0, relation="at most", measured=same.estimate, interval=same)
 rate = statistics.log_log_slope(sizes, apart["rdro"].numpy(), seed=0).over_repeats
 saved = float(apart["sft"][:, at].mean() / apart["rdro"][:, at].mean()) ** 2
 print(f"at n = 10,000 SFT would need {saved:.1f} times the data to err as little as RDRO")
-claim("11.rate", "theory of M-estimators", "RDRO's distance to p+ as a power of n (20 worlds)",
+claim("11.rate", "theory of M-estimators",
+      "p+ and p- hardly overlap: RDRO's TV to p+ falls as this power of n (20 worlds)",
       expected=-0.5, measured=rate.estimate, interval=rate)
 
 # %% [markdown]
-# RDRO needs about a quarter of SFT's data for the same error: it also reads the rejected, and knows the reference. Plain DDRO stays behind, though solved *exactly* (our half-optimised planning figure was worse still). What mends it is the ceiling $r\le1/t$ where no rejected response happened to be seen: there DDRO's preferred slope never turns, and RDRO's does. **The ceiling is knowledge**: $p_-\ge0$. Right, classes overlap, and the two tie; DPO and KTO level off, for they aim elsewhere.
+# RDRO needs about a quarter of SFT's data: it also reads the rejected, and knows the reference. Plain DDRO stays behind, though solved *exactly* (the planning figure was not). What mends it is the ceiling $r\le1/t$ where no rejected response happened to be seen: there DDRO's preferred slope never turns. With it, DDRO errs a little *less* than RDRO. **The ceiling is knowledge**: $p_-\ge0$. Right, classes overlap: RDRO leads at 100 pairs, later the two tie; DPO and KTO aim elsewhere.
 #
 # **On the pocket model**: 80 updates on 1,536 pairs of its own responses, one learning rate for all (of two tried with one seed); DDRO continued along its tangent past the wall. Controls: SFT on the chosen, the untouched reference.
 
@@ -535,13 +537,14 @@ for arm in lesson.ARMS:
 largest = lambda arm: [math.log10(max(run["gradient"])) for run in of_arm(arm)]
 factor = statistics.paired_bootstrap(largest("ddro"), largest("rdro")).difference
 claim("11.gradient", "Takahashi et al. (2026), abstract: DDRO is unstable, its ratio often diverges",
-      "largest gradient of a run, DDRO over RDRO, at least ten times (log10, 5 seeds)",
+      "pocket model: largest gradient of a run, DDRO over RDRO, tenfold or more (log10, 5 seeds)",
       expected=1, relation="at least", measured=factor.estimate, interval=factor)
 ends = {arm: [run["kl"] for run in of_arm(arm)] for arm in lesson.ARMS}
 for other in ("ddro", "sft", "dpo"):
     gap = statistics.paired_bootstrap(ends["rdro"], ends[other]).difference
+    name = plots.look(other).label + (" (beta 1)" if other == "dpo" else "")
     claim(f"11.pocket_{other}", "this course",
-          f"pocket model: RDRO ends nearer to p+ than {plots.look(other).label} (KL, 5 seeds)",
+          f"pocket model, one learning rate: RDRO ends nearer to p+ than {name} (KL, 5 seeds)",
           expected=0, relation="at most", measured=gap.estimate, interval=gap)
 
 # %% [markdown]

@@ -77,7 +77,7 @@ def triangle(axes, title):
     axes.axis("off")
 
 
-drawn, panels = plots.figure(3, width=3.6, height=3.4)
+drawn, panels = plots.figure(3, width=3.6, height=3.6)
 for axes, path, title, colour in ((panels[0], climbing, "Bradley–Terry", "blue"),
                                   (panels[1], spiral[:26], "a cycle", "orange"),
                                   (panels[2], mended, "cycle, ref follows", "green")):
@@ -93,7 +93,7 @@ plots.show(drawn, alt="""Three triangles of policies, each path from the same bl
 from IPython.display import HTML, display
 from PIL import Image
 
-drawn, axes = plots.figure(width=3.6, height=3.4)
+drawn, axes = plots.figure(width=3.6, height=3.6)
 triangle(axes, "a cycle, round 0")
 (line,) = axes.plot([], [], color=plots.PALETTE["orange"], linewidth=1)
 (dot,) = axes.plot([], [], "o", color=plots.PALETTE["orange"])
@@ -409,7 +409,7 @@ plots.show(drawn, alt="""Exploitability against rounds. Plain rounds reach 0.4 w
 # *Predict: who stays nearest to the law, under Bradley–Terry and under the pocket cycle of styles?*
 
 # %%
-RECOMPUTE = False  # True: about 10 minutes on one core
+RECOMPUTE = False  # True: 10 to 30 minutes on one core
 runs = experiments.results("12_three_rounds", recompute=RECOMPUTE)
 base = pocket.load_world("bradley_terry")
 worlds = {name: base.with_judge(name) for name in ("bradley_terry", "cyclic")}
@@ -476,7 +476,7 @@ for judge in worlds:
           expected=0, relation="at least", measured=found.estimate, interval=found)
 
 # %% [markdown]
-# Under Bradley–Terry every method's mean rises in each round, and stays below the law: twelve steps are not an optimum. The three lie close together. SFT on the chosen has the same optimum as RDRO, so it is the control that matters: with so few seeds it is undecided,
+# Under Bradley–Terry every method's mean rises in each round, and stays below the law: twelve steps are not an optimum. The three lie close together. SFT on the chosen has the same optimum as RDRO, so it is the control that matters: with only three seeds it is undecided,
 # under both judges, which of the two wins more. On the pocket cycle brief answers gain first, as the law says; follow the black line further, and thorough ones return. Three rounds look like progress; from round 6 on the law's win rate falls.
 #
 # Read one run by eye: the third round of RDRO under each judge.
@@ -530,7 +530,7 @@ ledger.rows("12")
 # %% [markdown]
 # ## References
 #
-# - P. D. Taylor, L. B. Jonker (1978). *Evolutionary stable strategies and game dynamics.* Mathematical Biosciences 40. The replicator.
+# - P. D. Taylor, L. B. Jonker (1978). *Evolutionary stable strategies and game dynamics.* Mathematical Biosciences 40. The replicator, mostly in continuous time.
 # - J. von Neumann (1928). *Zur Theorie der Gesellschaftsspiele.* The minimax theorem.
 # - J. P. Bailey, G. Piliouras (2018). *Multiplicative Weights Update in Zero-Sum Games.* The spiral outward.
 # - R. Munos et al. (2023). *Nash Learning from Human Feedback*, arXiv 2312.00886: a leash, and the last policy.

@@ -7,12 +7,12 @@
 # %% [markdown]
 # # 22 · Evaluation: judges, length, intervals
 #
-# A win rate is easy to print and easy to be fooled by. Here you measure one with a reward model, take length out of it as AlpacaEval 2 does, put an interval on it that keeps its word, and see eight ways in which a careful person gets a wrong answer.
+# A win rate is easy to print and easy to be fooled by. Here you measure one with a reward model, take length out of it as AlpacaEval 2 does, put an interval on it that keeps its word, and see ten ways in which a careful person gets a wrong answer.
 
 # %% [markdown]
 # ## Objectives
 #
-# You will be able to say how many prompts a difference needs; to compute a length-controlled win rate, and say when it is right; to name the bias that position, picking the best checkpoint and a proxy judge put into a win rate, with its size; to run the same cells on real models, with drift and refusals.
+# You will be able to say how many prompts a difference needs; to compute a length-controlled win rate, and say when it is right; to name the bias that position, picking the best checkpoint, repeated looks and a proxy judge put into a win rate, with its size; to run the same cells on real models, with drift and refusals.
 #
 # ## Prerequisites
 #
@@ -223,7 +223,7 @@ check("22.2", at_equal_length)
 print(inspect.getsource(lesson_22.compare))
 
 # %% [markdown]
-# `evaluate` wraps it: `load_policy` twice, `load_judge`, prompts from `datasets.load`; then the win rate, raw and at equal length, lengths, drift, refusals. `load_judge` accepts a classifier with **one** output $r$; it prefers ours with probability $\sigma(r-r')$. `course run 22 -p model=FOLDER` runs the cell below on real models. Where no model is named, random stand-ins, saved to a temporary folder, come in by the same door.
+# `evaluate` wraps it: `load_policy` twice, `load_judge`, prompts from `datasets.load`; then the win rate, raw and at equal length, lengths, drift, refusals. `load_judge` accepts a classifier with **one** output $r$; it prefers ours with probability $\sigma(r-r')$. `course run 22 -p model=FOLDER`, or `model` set above, runs the cell below on real models; lesson 20 prints its folder. Where no model is named, random stand-ins, saved to a temporary folder, come in by the same door.
 
 # %% tags=["nbval-ignore-output"]
 if model:
@@ -315,11 +315,11 @@ claim("22.log_odds", "this course", "position: averaging log-odds over both orde
       expected=without, measured=sigmoid((logit(first) + logit(second)) / 2).mean(), tolerance=1e-6)
 both = np.array([lesson_22.shortcut_and_estimate(s) for s in statistics.seeds(3, 400)])
 ratio = statistics.bootstrap_interval(both, lambda x: x[:, 0].mean() / x[:, 1].std(), resamples=500)
-claim("22.lc_error", "a tempting shortcut", "the standard error of the predictions is the scatter of LC "
-      "(ratio, 400 simulations)", expected=1, measured=ratio.estimate, interval=ratio)
+claim("22.lc_error", "alpaca_eval, glm_winrate.py", "the standard error of the predictions is the "
+      "scatter of LC (ratio, 400 simulations)", expected=1, measured=ratio.estimate, interval=ratio)
 
 # %% [markdown]
-# The predictions hardly differ between prompts, so their spread is small; that $\theta$ was estimated does not show in it. Use the bootstrap that refits.
+# The predictions hardly differ between prompts, so their spread is small; that $\theta$ was estimated does not show in it. AlpacaEval's code prints this very number, as `lc_standard_error`. Use the bootstrap that refits.
 #
 # **Drift.** $\mathrm{KL}(\pi\Vert\pi_{\rm ref})=E_{y\sim\pi}\log\frac{\pi(y)}{\pi_{\rm ref}(y)}$: the mean log-ratio over the policy's *own* answers. *Predict its sign over the reference's answers.*
 
@@ -345,14 +345,16 @@ for name in ("straight line", "threshold", "quality alone"):
     claim(f"22.lc_{name.split()[0]}", "Dubois et al. 2024, beyond its model",
           f"LC is the win rate at equal length (judge: {name})", expected=known[name][2],
           measured=found[name].controlled.estimate, tolerance=0.005)
-words = table[..., pocket.FEATURE_NAMES.index("words")]
+at = pocket.FEATURE_NAMES.index("words")
+words = table[..., at]
 mine = torch.multinomial(best_of(4, words), 200, replacement=True,
                          generator=torch.Generator().manual_seed(0))
-a = table[torch.arange(24)[:, None], mine].reshape(-1, 9)  # 200 long answers to each prompt
-z = table[:, :200].reshape(-1, 9)
+long = table[torch.arange(24)[:, None], mine].flatten(0, 1)  # 200 long answers to each prompt
+usual = table[:, :200].flatten(0, 1)
 tastes = world.judge.reward
 wordy = replace(world.judge, reward=replace(tastes, weights=(*tastes.weights, ("words", 0.08))))
-on_text = {name: length_controlled_win_rate(one.preference_probability(a, z).numpy(), a[:, 7], z[:, 7])
+on_text = {name: length_controlled_win_rate(one.preference_probability(long, usual).numpy(),
+                                            long[:, at], usual[:, at])
            for name, one in (("true judge", world.judge), ("likes words", wordy))}
 print("\n".join(f"{name}: {result}" for name, result in on_text.items()))
 for id, name, says in (("text", "true judge", "a judge that counts no words: LC is the true win rate"),
@@ -387,14 +389,19 @@ claim("22.proxy_ranks", "common practice", "the proxy prefers best of 128 to bes
 normals = np.random.default_rng(5).standard_normal((200_000, 10)).max(1).mean()  # 1.54
 over, clean = map(statistics.mean_interval, lesson_22.excess_of_the_best(p, k=10, n=200).T)
 claim("22.curse", "common practice", "on the prompts that chose it, the best of ten equal checkpoints "
-      "shows its true win rate (excess, 2,000 runs)", expected=0, measured=over.estimate, interval=over,
-      corrected=normals * p.std() / 200**0.5, correction="too high by E max · s/√n", tolerance=0.001,
-      digits=2)
+      "shows its true win rate (excess, 2,000 simulations)", expected=0, measured=over.estimate,
+      interval=over, corrected=normals * p.std() / 200**0.5, tolerance=0.001, digits=2,
+      correction="too high by E max · s/√n")
 claim("22.held_out", "this course", "on fresh prompts it does (excess, 2,000 simulations)", expected=0,
       measured=clean.estimate, interval=clean, tolerance=0.001, digits=2)
+looks = np.random.default_rng(6).standard_normal((20_000, 10)).cumsum(1) / np.arange(1, 11) ** 0.5
+alarms = statistics.wilson_interval(int((abs(looks) > 1.96).any(1).sum()), len(looks))
+claim("22.looks", "common practice", "equal models, ten looks as prompts come in, the end at the first "
+      "|z| > 1.96: a false alarm in 5 % (20,000 simulations)", expected=0.05,
+      measured=alarms.estimate, interval=alarms, digits=2)
 
 # %% [markdown]
-# Choose on one half of the prompts, report on the other. The same curse lies on choosing the judge, its wording, the seed. (Checkpoints of one run share part of their noise: then $s$ is what they do not share.)
+# Choose on one half of the prompts, report on the other. The same curse lies on choosing judge, wording, seed (checkpoints of one run share noise: then $s$ is what they do not share), and on **looking again**: who stops once the interval leaves out one half sees what is not there. Fix the number of prompts first.
 #
 # ## 5 · On the bench with the others
 #
@@ -420,10 +427,10 @@ claim("22.paired", "this course", "against the same opponents' answers a differe
 
 # %% tags=["figure", "nbval-ignore-output"]
 drawn, (left, right) = plots.figure(2, width=4.9, height=3.4)
-sizes = 200 * 2 ** np.arange(6)
+sizes, grid = 200 * 2 ** np.arange(6), np.geomspace(200, 6400, 60)
 looks = [("orange", "-"), ("blue", "-"), ("green", "--"), ("pink", ":")]
 for (name, values), (colour, style) in zip(ways.items(), looks, strict=True):
-    left.plot(sizes, torch.special.ndtr(torch.tensor(0.02 * sizes**0.5 / values.std() - 1.96)),
+    left.plot(grid, torch.special.ndtr(torch.tensor(0.02 * grid**0.5 / values.std() - 1.96)),
               color=plots.PALETTE[colour], linestyle=style, label=f"{name}: {needed[name]:,}")
     dots = [lesson_22.power(values, 0.02, n, 200, seed=n) / 200 for n in sizes[1:5]]
     left.plot(sizes[1:5], dots, "o", color=plots.PALETTE[colour])
@@ -499,7 +506,7 @@ for run in runs:
     low, high = run["win_rate"][1:]
     print(f"{run['model']} against {run['other']}, judge {run['judge']}, {run['prompts']} prompts: "
           f"win rate {run['win_rate'][0]:.3f} [{low:.3f}, {high:.3f}], at equal length "
-          f"{run['at_equal_length'][0]:.3f}, drift {run['drift'][0]:.1f} nats ({run['device']})")
+          f"{run['at_equal_length'][0]:.3f}, drift {run['drift'][0]:.1f} nats, {run.get('card')}")
 if not runs:
     print("No real model has been evaluated yet. To fill this table, run on a machine with a card\n"
           "    course run 22 -p model=FOLDER_OR_NAME\nand add the 22_gpu_evaluation.json that the "
@@ -511,18 +518,19 @@ ledger.rows("22")
 #
 # | what happens | why | what to do |
 # |---|---|---|
-# | a tiny interval, and the next run lies outside | rows counted as prompts | average over the answers to a prompt first |
+# | a tiny interval, and the next run lies outside | rows counted as prompts | average over answers to a prompt |
 # | LC and raw disagree | liking for length, or merit that is long | compare answers of equal length |
-# | all new checkpoints beat the old one | the best of many, on the prompts that chose it | fresh prompts |
-# | the judge loves the model, people do not | the judge is a relative of the reward | another judge, and eyes |
-# | drift is negative | measured on a data set, or on texts encoded again | score the very tokens that the policy drew |
+# | all new checkpoints beat the old one | the best of many, on its own prompts | fresh prompts |
+# | the judge loves the model, people do not | a relative of the reward | another judge, eyes |
+# | drift is negative | measured on a data set, or on texts encoded again | score the tokens drawn |
 # | `not-a-judge` | a classifier with several outputs | use a reward model with one |
+# | `evaluation-tokenizers` | `other` has other words | name the model yours was trained from |
 
 # %% [markdown]
 # ## References
 #
 # - Dubois, Galambosi, Liang & Hashimoto 2024, *Length-Controlled AlpacaEval*, arXiv 2404.04475; code: tatsu-lab/alpaca_eval, `metrics/glm_winrate.py`.
-# - Zheng et al. 2023, *Judging LLM-as-a-Judge*, arXiv 2306.05685: position and length bias.
+# - Zheng et al. 2023, *Judging LLM-as-a-Judge*, arXiv 2306.05685, section 3: position and length bias.
 # - Liu et al. 2025, *Skywork-Reward-V2*, arXiv 2507.01352: the default judge.
 # - Gao, Schulman & Hilton 2023, *Scaling Laws for Reward Model Overoptimization*, arXiv 2210.10760.
 # - Miller 2024, *Adding Error Bars to Evals*, arXiv 2411.00640: clusters, paired differences.
