@@ -28,8 +28,10 @@ def output_head(model: Any) -> nn.Linear:
     """The linear layer that turns hidden states into logits."""
     inner = unwrapped(model)
     head = inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None
-    # Exactly nn.Linear: a subclass (an adapter, a quantised layer) may do more than weight and bias say.
-    if type(head) is not nn.Linear:
+    # Exactly nn.Linear: a subclass (an adapter, a quantised layer) may do more than weight and bias say. FSDP puts
+    # a class of its own in front of a layer's, which brings the weight together and computes nothing.
+    kinds = [kind for kind in type(head).__mro__ if not kind.__name__.startswith("FSDP")]
+    if nn.Linear not in kinds[:1]:
         raise CourseError(
             "unsupported-head",
             f"The output head of {type(inner).__name__} is a {type(head).__name__}, not a linear layer.",

@@ -13,8 +13,9 @@ import torch
 
 from course_utils import gpu
 from course_utils.alignment_runs import RunSettings, align, align_in_stages, practice_material, results_table
+from course_utils.alignment_runs.data import load_data
 from course_utils.alignment_runs.practice import proof
-from course_utils.alignment_runs.running import load_data, require_fit
+from course_utils.alignment_runs.room import require_fit
 from course_utils.alignment_runs.table import store
 from course_utils.errors import CourseError
 
@@ -287,3 +288,20 @@ def test_a_run_that_proves_the_code_is_never_stored_as_a_result(whole, tmp_path)
     assert error.value.id == "run-not-storable" and not list(tmp_path.iterdir())
     assert proof(494_032_768, 5_000) == "result"
     assert proof(324_000, 5_000) == "code" and proof(494_032_768, 64) == "code"
+
+
+def test_rows_that_are_too_long_are_neither_trained_on_nor_measured_nor_answered(make, material, tmp_path):
+    lines = [json.loads(line) for line in material["qwen2"].data.read_text(encoding="utf-8").splitlines()]
+    for number, row in enumerate(lines):
+        if number % 3 == 0:  # longer than the model can read
+            row["prompt"][0]["content"] += " more words" * 100
+    data = tmp_path / "some_long.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in lines), encoding="utf-8")
+    settings = make(tmp_path / "run", data=str(data), steps=1, samples=20)
+    with pytest.warns(UserWarning, match="they are left out"):
+        record = align(settings, quiet=True).record
+    _, held = load_data(settings)
+    short = [row for row in held if "more words" not in row.prompt[0]["content"]]
+    assert 0 < len(short) < len(held) and record["rows"]["held_out"] == len(short)
+    assert record["evaluation"]["after"]["chosen_drift"][3] == len(short)
+    assert len(record["samples"]) == len({row.prompt[0]["content"] for row in short})

@@ -695,11 +695,11 @@ def test_what_would_do_nothing_or_be_wrong_is_refused(tmp_path):
         AlignmentTrainer(pocket(), train_data=pair_rows(), objective="dpo", output_dir=tmp_path)
     with refuses("no-chat-template"):
         fit(feedback_from_rows(pair_rows()), byte_tokenizer(template=None), chat_template=True)
-    usual = {"n_gpu": 1, "deepspeed": None, "fsdp": [], "auto_find_batch_size": False}
+    usual = {"n_gpu": 1, "deepspeed": None, "auto_find_batch_size": False}
     require_supported(types.SimpleNamespace(**usual))
     for changed, id in (
         ({"n_gpu": 2}, "several-gpus-one-process"),
-        ({"fsdp": ["full_shard"]}, "sharded-training"),
+        ({"deepspeed": "zero.json"}, "sharded-training"),
         ({"auto_find_batch_size": True}, "setting-without-effect"),
     ):
         with refuses(id):
@@ -808,6 +808,27 @@ def test_trls_kto_trainer_makes_the_steps_of_ours(tmp_path, adapter):
     for name in ("rewards/chosen", "rewards/rejected", "rewards/margins", "logps/chosen", "logps/rejected"):
         found, expected = (trainer.state.log_history[1][name] for trainer in (theirs, ours))
         assert found == pytest.approx(expected, abs=1e-3), name
+
+
+@needs_trl
+def test_trls_trainers_refuse_weights_in_shards():
+    from course_utils.trl_bridge.trl_trainers import _FromRegistry
+
+    class Launched:
+        """A trainer under `accelerate launch` with FSDP."""
+
+        is_fsdp_enabled, is_deepspeed_enabled = True, False
+
+        def create_accelerator_and_postprocess(self):
+            """Nothing."""
+
+    class Theirs(_FromRegistry, Launched):
+        """In the place of TRL's."""
+
+    with refuses("sharded-training"):
+        Theirs().create_accelerator_and_postprocess()
+    Launched.is_fsdp_enabled = False
+    Theirs().create_accelerator_and_postprocess()
 
 
 @needs_trl

@@ -6,8 +6,12 @@
     results_table()                           what was run on real models, from raw JSON
 
 - `settings`   the settings of a run, and the command that makes it
-- `running`    load, check, plan, train under a time budget, save, go on exactly
+- `data`       rows to train on and to hold out; which methods they can feed; the share of preferred responses
+- `room`       what fits on which card
+- `preparing`  model, reference, adapters, trainer;  `where`  device, precision, process
+- `running`    train under a time budget, go on exactly
 - `measuring`  held-out loss, accuracies, drift, and samples with the same seed before and after
+- `saving`     what a session writes down, and the trained model
 - `records`    run.json while a run is under way, result.json when it is finished
 - `table`      the table of results, and how to fill it while it is empty
 - `practice`   a pocket model and a few rows in the form of real ones: they prove the code, and no result

@@ -28,8 +28,19 @@ class Practice:
     rows: int
 
 
-def practice_material(folder: str | Path, architecture: str = "qwen2", rows: int = 64) -> Practice:
-    """Write a pocket model (`qwen2` or `llama`) and comparisons as chat messages, one JSON object on each line.
+def practice_material(
+    folder: str | Path,
+    architecture: str = "qwen2",
+    rows: int = 64,
+    alpha: float | None = None,
+    temperature: float = 1.0,
+) -> Practice:
+    """Write a pocket model (`qwen2` or `llama`) and rows as chat messages, one JSON object on each line.
+
+    Without `alpha` the rows are comparisons (prompt, chosen, rejected). With it they are single responses with labels
+    (prompt, completion, label) as in UF-G: the model wrote every response itself, a noisy rating was given to each, and
+    the share alpha with the highest ratings is labelled true. At another `temperature` than 1 it did not quite write
+    them itself: the responses follow another distribution than the model's.
 
     The tokenizer has a subfolder of its own: see `real_models.load_policy`.
     """
@@ -49,12 +60,40 @@ def practice_material(folder: str | Path, architecture: str = "qwen2", rows: int
     # In the format of transformers; its bar would stay in a notebook's page, so the files are written here.
     write_model(world.model, place.model)
     pocket_tokenizer.save_tokenizer(world.tokenizer, place.model / TOKENIZER)
-    drawn = preferences.draw_pairs(world, rows + rows // 4 + 10, seed=20)
-    triples = zip(drawn.prompt, drawn.chosen, drawn.rejected, strict=True)
-    different = [triple for triple in triples if triple[1] != triple[2]][:rows]
-    lines = [json.dumps(_messages(*triple), ensure_ascii=False) + "\n" for triple in different]
+    if alpha is None:
+        drawn = preferences.draw_pairs(world, rows + rows // 4 + 10, seed=20)
+        triples = zip(drawn.prompt, drawn.chosen, drawn.rejected, strict=True)
+        found = [_comparison(*triple) for triple in triples if triple[1] != triple[2]][:rows]
+    else:
+        found = _rated(world, rows, alpha, temperature)
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in found]
     place.data.write_text("".join(lines), encoding="utf-8", newline="\n")
     return place
+
+
+def _rated(world: Any, rows: int, alpha: float, temperature: float) -> list[dict[str, Any]]:
+    """Responses of the world's model; the share alpha with the highest ratings is labelled true."""
+    import torch
+
+    wanted = round(alpha * rows)
+    if not 0 < wanted < rows:
+        raise CourseError(
+            "run-setting",
+            f"alpha is {alpha}: {wanted} of {rows} rows would be preferred.",
+            where="practice_material(folder, architecture, rows, alpha)",
+            remedy="choose a share that leaves rows of both labels.",
+        )
+    generator = torch.Generator().manual_seed(21)
+    prompts = world.sample_prompts(rows, generator)
+    texts = world.sample_responses(prompts, generator, temperature=temperature)
+    # The noise of a rater: a logistic one, as Bradley-Terry has for a single response against a fixed bar.
+    noise = torch.logit(torch.rand(rows, generator=generator, dtype=torch.float64).clamp(1e-6, 1 - 1e-6))
+    rating = world.reward_of(prompts, texts).double() + noise
+    best = set(rating.argsort(descending=True, stable=True)[:wanted].tolist())
+    return [
+        {"prompt": _turn("user", asked), "completion": _turn("assistant", said), "label": row in best}
+        for row, (asked, said) in enumerate(zip(prompts, texts, strict=True))
+    ]
 
 
 def write_model(model: Any, folder: Path) -> None:
@@ -70,12 +109,13 @@ def proof(parameters: int, rows: int) -> str:
     return "code" if parameters < SMALLEST_MODEL or rows < FEWEST_ROWS else "result"
 
 
-def _messages(prompt: str, chosen: str, rejected: str) -> dict[str, Any]:
-    def turn(role: str, content: str) -> list[dict[str, str]]:
-        return [{"role": role, "content": content}]
+def _turn(role: str, content: str) -> list[dict[str, str]]:
+    return [{"role": role, "content": content}]
 
+
+def _comparison(prompt: str, chosen: str, rejected: str) -> dict[str, Any]:
     return {
-        "prompt": turn("user", prompt),
-        "chosen": turn("assistant", chosen),
-        "rejected": turn("assistant", rejected),
+        "prompt": _turn("user", prompt),
+        "chosen": _turn("assistant", chosen),
+        "rejected": _turn("assistant", rejected),
     }

@@ -15,7 +15,8 @@ MODEL, DATA = "Qwen/Qwen2.5-0.5B-Instruct", "hh-helpful"
 # Largest learning rates that are usual: a language model is fine-tuned with the first, aligned with the second;
 # adapters, which start at zero, want more.
 RATE_SFT, RATE_ALIGN, LORA_TIMES = 1e-5, 1e-6, 20.0
-WHOLE = ("steps", "batch", "prompt", "response", "save_every", "held_out_rows")
+REFERENCES = ("", "precomputed", "live", "soft", "hard")
+WHOLE = ("ref_every", "steps", "batch", "prompt", "response", "save_every", "held_out_rows")
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,10 @@ class RunSettings:
     held_out_rows      rows that are measured;  rows  at most so many rows are read;  samples  prompts to answer
     save_every         updates between checkpoints
     device             "cpu" computes there; unless given a card, if there is one
+    reference          "" scores every row once before training; "live" asks the reference with every batch; "soft" and
+                       "hard" let it follow the policy (TR-DPO and its kin): every `ref_every` updates it becomes
+                       ref_alpha x policy + (1 - ref_alpha) x reference, weight by weight, or a copy of the policy
+    responses          of SFT: "chosen", or "all" responses, the rejected ones as well
     checkpointing, optimizer    remedies for a small card: activations computed again; "adafactor" for "adamw"
     """
 
@@ -60,6 +65,10 @@ class RunSettings:
     samples: int = 3
     save_every: int = 100
     device: str = ""
+    reference: str = ""
+    ref_alpha: float = 0.6
+    ref_every: int = 512
+    responses: str = "chosen"
     checkpointing: bool = False
     optimizer: str = "adamw"
 
@@ -85,11 +94,25 @@ class RunSettings:
                 where="RunSettings",
                 remedy="give whole numbers of at least 1, a share between 0 and 1, and a micro_batch that divides batch.",
             )
+        _require_choices(self)
 
     @property
     def at_a_time(self) -> int:
         """Examples that pass the model at a time."""
         return self.batch if self.micro_batch is None else self.micro_batch
+
+    @property
+    def moves(self) -> bool:
+        """Whether the reference follows the policy."""
+        return self.reference in ("soft", "hard")
+
+    @property
+    def reference_word(self) -> str:
+        """The reference as a plan of memory names it. A number computed from each batch asks it again."""
+        if self.moves:
+            return "moving"
+        asked_again = any(isinstance(self.options.get(name), str) for name in ("kl", "delta"))
+        return "live" if self.reference == "live" or asked_again else "precomputed"
 
     @property
     def rate(self) -> float:
@@ -102,7 +125,10 @@ class RunSettings:
     @property
     def called(self) -> str:
         """What the stage is called."""
-        return self.stage or (self.method if self.lora is None else f"{self.method}, LoRA {self.lora}")
+        words = [self.method if self.responses == "chosen" else f"{self.method} on {self.responses}"]
+        words += [f"{self.reference} reference"] if self.moves else []
+        words += [f"LoRA {self.lora}"] if self.lora else []
+        return self.stage or ", ".join(words)
 
     @property
     def folder(self) -> Path:
@@ -134,9 +160,40 @@ class RunSettings:
         return {**asdict(self), "learning_rate": self.rate, "micro_batch": self.at_a_time}
 
     def identity(self) -> dict[str, Any]:
-        """What must be equal for two sessions to be one run: all but where, how long and how often saved."""
-        free = ("out", "minutes", "save_every", "stage", "device")
+        """What must be equal for two sessions to be one run: all but where, in what pieces, and how often saved."""
+        free = ("out", "minutes", "save_every", "stage", "device", "micro_batch", "checkpointing")
         return {name: value for name, value in self.plain().items() if name not in free}
+
+
+def _require_choices(settings: RunSettings) -> None:
+    """Refuse words that are not known, and a moving reference where it cannot move or would do nothing."""
+    problem, remedy = "", ""
+    needs = objectives.get(settings.method).needs_reference
+    if settings.reference not in REFERENCES:
+        problem, remedy = (
+            f"reference is {settings.reference!r}",
+            'use "live", "soft" or "hard", or leave it out',
+        )
+    elif settings.responses not in ("chosen", "all") or (
+        settings.responses == "all" and settings.method != "sft"
+    ):
+        problem = f"responses is {settings.responses!r}, and the method {settings.method}"
+        remedy = 'sft imitates the "chosen" responses or "all" of them; other methods need both'
+    elif settings.reference in ("live", "soft", "hard") and not needs:
+        problem = f"reference is {settings.reference!r}, and {settings.method} asks no reference"
+        remedy = "leave it out, or choose a method with a reference"
+    elif settings.moves and settings.lora:
+        problem = "the reference is to move, and the model is trained through adapters"
+        remedy = (
+            "train all weights: the reference of adapters is the frozen model under them, which does not move"
+        )
+    elif settings.moves and not 0 < settings.ref_alpha <= 1:
+        problem, remedy = f"ref_alpha is {settings.ref_alpha}", "it is the policy's share, in (0, 1]"
+    elif settings.moves and settings.ref_every >= settings.steps:
+        problem = f"ref_every is {settings.ref_every} and the run has {settings.steps} updates"
+        remedy = "the reference would never move: give a smaller ref_every, or more steps"
+    if problem:
+        raise CourseError("run-setting", f"{problem}.", where="RunSettings", remedy=f"{remedy}.")
 
 
 def _whole(value: Any) -> bool:

@@ -18,6 +18,7 @@ from rich.text import Text
 from course_utils import __version__
 from course_utils.cli import lessons, others
 from course_utils.cli.align import align
+from course_utils.cli.launching import launch_config
 from course_utils.errors import CourseError
 
 app = typer.Typer(
@@ -32,6 +33,7 @@ app.command("list")(lessons.list_lessons)
 for command in (lessons.run, lessons.check, lessons.build, lessons.compare, others.claims, others.doctor):
     app.command()(command)
 app.command("align")(align)
+app.command("launch-config")(launch_config)
 labs.command("build")(others.labs_build)
 labs.command("mutants")(others.labs_mutants)
 app.add_typer(labs, name="labs")

@@ -1,6 +1,6 @@
 """`course align`: one run on a real model, as lessons 20 and 21 make it. Started through accelerate on several cards:
 
-accelerate launch --num-processes 4 -m course_utils.cli align --model ... --micro-batch 4
+accelerate launch --config_file two_gpus.yaml -m course_utils.alignment_runs --model ... --micro-batch 4
 """
 
 from __future__ import annotations
@@ -39,6 +39,12 @@ def align(
     samples: int = 3,
     save_every: int = 100,
     device: Annotated[str, typer.Option(help="cpu; a card is taken unless it is given.")] = "",
+    reference: Annotated[
+        str, typer.Option(help="live; or soft, hard: a reference that follows the policy.")
+    ] = "",
+    ref_alpha: Annotated[float, typer.Option(help="Soft: the policy's share in the new reference.")] = 0.6,
+    ref_every: Annotated[int, typer.Option(help="Updates between two moves of the reference.")] = 512,
+    responses: Annotated[str, typer.Option(help="Of sft: chosen, or all.")] = "chosen",
     checkpointing: bool = False,
     optimizer: str = "adamw",
     store: Annotated[
@@ -48,17 +54,19 @@ def align(
     """Align a real model: load, check, plan, train under a time budget, go on exactly, measure, save."""
     from course_utils import alignment_runs
     from course_utils.alignment_runs.table import store as keep
+    from course_utils.alignment_runs.where import first_process
 
     given: dict[str, Any] = {name: value for name, value in locals().items() if name in _FIELDS}
     settings = alignment_runs.RunSettings(options=_options(option or []), **given)
     found = alignment_runs.align(settings)
-    if store and found.finished:
+    if store and found.finished and first_process():
         typer.echo(keep(settings))
 
 
 _FIELDS = (
     "model", "data", "method", "steps", "batch", "micro_batch", "learning_rate", "minutes", "seed", "lora", "prompt",
-    "response", "stage", "out", "held_out", "held_out_rows", "rows", "samples", "save_every", "device", "checkpointing", "optimizer",
+    "response", "stage", "out", "held_out", "held_out_rows", "rows", "samples", "save_every", "device", "reference", "ref_alpha", "ref_every",
+    "responses", "checkpointing", "optimizer",
 )  # fmt: skip
 
 

@@ -39,6 +39,8 @@ def training_arguments(output_dir: str | Path, **changes: Any) -> TrainingArgume
         "lr_scheduler_type": "linear",
         "remove_unused_columns": False,
         "bf16": cuda and torch.cuda.get_device_capability()[0] >= 8,
+        # Several processes without a card find one another only if they are told that there is none.
+        **({"use_cpu": True} if not cuda and int(os.environ.get("WORLD_SIZE", "1")) > 1 else {}),
     }
     return TrainingArguments(output_dir=str(output_dir), **{**defaults, **changes})
 
@@ -122,12 +124,20 @@ def require_supported(args: TrainingArguments) -> None:
             remedy="start one process for each GPU with `torchrun --nproc-per-node N script.py` or `accelerate launch`, "
             "or show one GPU with CUDA_VISIBLE_DEVICES=0.",
         )
-    if args.deepspeed or args.fsdp:
+    if args.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
         raise CourseError(
             "sharded-training",
-            "DeepSpeed or FSDP was asked for, and log-probabilities are computed with the whole output head.",
+            "DeepSpeed was asked for; it brings a backward pass, a clipping and checkpoints of its own.",
             where="AlignmentTrainer(args=...)",
-            remedy="use one or several GPUs that hold the model each (torchrun), LoRA, or gradient checkpointing.",
+            remedy="use FSDP version 2, `course launch-config two_gpus`, or several GPUs that hold the model each.",
+        )
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if getattr(args, "world_size", processes) != processes:
+        raise CourseError(
+            "processes-apart",
+            f"{processes} processes were started, and each of them believes to be alone: all would train the same run.",
+            where="AlignmentTrainer(args=...)",
+            remedy="without a card give use_cpu=True to TrainingArguments, as training_arguments does.",
         )
     if args.auto_find_batch_size:
         raise CourseError(

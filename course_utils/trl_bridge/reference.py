@@ -22,6 +22,7 @@ from course_utils.causal_lm import scoring_mode, unwrapped
 from course_utils.errors import CourseError
 from course_utils.references import FrozenReference, MovingReference
 from course_utils.training.identity import fingerprint, named_tensors
+from course_utils.trl_bridge.sharding import Whole, is_sharded
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,9 +157,11 @@ def require_movable(moving: MovingReference, policy: Any) -> Any:
 
 def follow(moving: MovingReference, policy: Any) -> None:
     """Let a moving reference see that the policy has made a step."""
-    module = moving.model
-    if hasattr(module, "tokenizer"):
-        # Made from a LanguageModelPolicy: the names of its tensors begin with `model.`
+    # Made from a LanguageModelPolicy: the names of its tensors begin with `model.`
+    inside = hasattr(moving.model, "tokenizer")
+    if is_sharded(policy):
+        policy = Whole(policy, "model." if inside else "")
+    elif inside:
         policy = nn.ModuleDict({"model": policy})
     moving.after_step(policy)
 

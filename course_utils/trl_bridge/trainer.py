@@ -14,7 +14,9 @@ logs and checkpoints. A run with the same `TrainingSettings` is the same run in 
   the step, so there is nothing to save, and a run that goes on meets the rows it would have met.
 - Gradient accumulation is exact: what an example counts is settled for the whole update, class by class.
 - Logs carry TRL's names, rewards/chosen and so on, and are means over all examples since the last log.
-- `train(resume_from_checkpoint=True)` goes on from the newest complete checkpoint and gives the same losses and weights.
+- `train(resume_from_checkpoint=True)` goes on from the newest complete checkpoint and gives the same losses and weights,
+  also with another number of processes, or with the weights in shards where they were whole (`checkpoints`).
+- Under `accelerate launch` with FSDP version 2 the weights are in shards (`sharding`): the same losses.
 """
 
 from __future__ import annotations
@@ -27,13 +29,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
-from transformers.utils import logging
+from transformers import TrainerCallback, TrainingArguments, set_seed
 
 from course_utils import objectives
 from course_utils.errors import CourseError
 from course_utils.references import MovingReference
-from course_utils.training.identity import fingerprint
 from course_utils.training.problem import Problem, not_finite
 from course_utils.training.settings import TrainingSettings
 from course_utils.training.terms import COMPUTED
@@ -62,10 +62,11 @@ from course_utils.trl_bridge.data import (
     is_chat,
     rows_of_step,
 )
+from course_utils.trl_bridge.identity import identity_of
+from course_utils.trl_bridge.layouts import LayoutTrainer, require_whole
 from course_utils.trl_bridge.reference import (
     LiveReference,
     ScoredModel,
-    content_of,
     follow,
     reference_model,
     require_movable,
@@ -73,9 +74,10 @@ from course_utils.trl_bridge.reference import (
     scoring_the_reference,
     with_adapter,
 )
+from course_utils.trl_bridge.sharding import to_be_sharded
 
 
-class AlignmentTrainer(Trainer):
+class AlignmentTrainer(LayoutTrainer):
     """Train a causal language model on preferences with an objective of the registry.
 
     model             the policy; it is trained in place
@@ -124,6 +126,7 @@ class AlignmentTrainer(Trainer):
         self.options = dict(objective_options or {})
         require_trainable_objective(self.objective)
         require_reference_word(reference)
+        require_whole(model)
         if processing_class is None:
             raise CourseError(
                 "no-tokenizer",
@@ -147,8 +150,8 @@ class AlignmentTrainer(Trainer):
         if peft_config is not None:
             set_seed(args.seed)
             model = with_adapter(model, peft_config)
-        if loop_settings is not None and "optimizers" not in trainer_options:
-            trainer_options["optimizers"] = optimizers_of(loop_settings, model)
+        # Where the weights are to be sharded the trainer wants to make its optimizer itself, later.
+        self._loop_settings = loop_settings if "optimizers" not in trainer_options else None
         with own_precision(args):
             super().__init__(
                 model=model,
@@ -159,6 +162,8 @@ class AlignmentTrainer(Trainer):
                 processing_class=processing_class,
                 **trainer_options,
             )
+        if to_be_sharded(self):
+            self.model.to(self.args.device)  # whole, once more: the reference is scored here
         self.model_accepts_loss_kwargs = True  # what older versions ask instead of `loss_is_scaled_for_ga`
 
         self.settings = settings_of(args, reduction)
@@ -179,7 +184,7 @@ class AlignmentTrainer(Trainer):
 
         self._progress = show_course_progress(self, self.objective.name)
         moving = reference if isinstance(reference, MovingReference) else None
-        self._run_files = RunFiles(self._identity(), moving, lambda: follow(moving, self.model))
+        self._run_files = RunFiles(identity_of(self), moving, lambda: follow(moving, self.model))
         self.add_callback(self._run_files)
         for callback in callbacks:
             self.add_callback(callback)
@@ -224,30 +229,13 @@ class AlignmentTrainer(Trainer):
     def _scored(self, model: Any) -> ScoredModel:
         return ScoredModel(model, self.processing_class, self.chat_template)
 
-    def _identity(self) -> dict[str, Any]:
-        """What must be equal for a run that goes on to be the same run."""
-        reference: Any = None
-        if isinstance(self.reference, MovingReference):
-            moving = self.reference
-            reference = {"moves": True, "alpha": moving.alpha, "every": moving.every}
-        elif self._ref is not None:
-            reference = {"moves": False, "content": content_of(self._ref_model)}
-        options = {
-            k: v if isinstance(v, int | float | str) else fingerprint(v) for k, v in self.options.items()
-        }
-        return {
-            "objective": self.objective.name,
-            "options": options,
-            "extra_terms": self._extra_terms,
-            "reduction": self.settings.reduction,
-            "rows": self.problem.count,
-            "data": fingerprint([self.problem.feedback.columns(), self.chat_template]),
-            "rows_in_an_update": self.problem.order.size,
-            "seed": self.settings.seed,
-            "reference": reference,
-        }
-
     # -------------------- what the trainer asks
+
+    def create_optimizer(self, *args: Any, **options: Any) -> torch.optim.Optimizer:
+        """The optimizer and the schedule of the teaching loop where its settings were given, else the trainer's own."""
+        if self._loop_settings is not None and self.optimizer is None:
+            self.optimizer, self.lr_scheduler = optimizers_of(self._loop_settings, self.model)
+        return super().create_optimizer(*args, **options)
 
     def get_train_dataloader(self) -> DataLoader:
         """The micro-batches of this process."""
@@ -292,6 +280,7 @@ class AlignmentTrainer(Trainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **options: Any) -> Any:
         """Train, or go on: True takes the newest complete checkpoint of the output folder."""
+        require_whole(self.model)
         folder = checkpoint_to_resume(self.args.output_dir, resume_from_checkpoint)
         if folder is not None:
             self._run_files.restore(folder)
@@ -334,16 +323,6 @@ class AlignmentTrainer(Trainer):
         self.log(logs)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, logs)
         return logs
-
-    def save_model(self, *args: Any, **options: Any) -> None:
-        """Save without the bars of transformers, which would stay in a notebook's page."""
-        shown = logging.is_progress_bar_enabled()
-        logging.disable_progress_bar()
-        try:
-            super().save_model(*args, **options)
-        finally:
-            if shown:
-                logging.enable_progress_bar()
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Not estimated: a batch holds places, no tokens."""

@@ -87,6 +87,17 @@ class _FromRegistry:
         """How often the objective was called: no number here, no objective in the run."""
         return self.bridge.loss.calls
 
+    def create_accelerator_and_postprocess(self) -> None:
+        """Accelerate's own; TRL's ways to score a reference are not made for weights in shards."""
+        super().create_accelerator_and_postprocess()
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise CourseError(
+                "sharded-training",
+                "FSDP or DeepSpeed was asked for, and this trainer is tested with whole weights only.",
+                where=type(self).__name__,
+                remedy="use AlignmentTrainer, which trains in shards, or processes that hold the model each (torchrun).",
+            )
+
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], int]:
         """The micro-batches of an update, with what each example counts."""
         return self.bridge.weigh(super().get_batch_samples(*args, **kwargs)[0])

@@ -71,6 +71,7 @@ METHOD = "dpo"
 STEPS = None  # updates of each stage
 MINUTES = 30.0  # of each session; it then saves, and the next one goes on
 SEED = 0
+OUT = "runs/align"  # where real runs live; on Colab a folder of a mounted Drive outlasts the machine
 
 # %%
 scratch = Path(tempfile.mkdtemp())
@@ -81,16 +82,18 @@ small = RunSettings(practice["qwen2"].model, practice["qwen2"].data, steps=4, ba
 kind = (MODEL or "").removeprefix("pocket-")
 real = kind not in practice and (MODEL is not None or torch.cuda.is_available())
 run = replace(small, samples=2, out="", model=str(practice.get(kind, practice["qwen2"]).model))
-if real:  # stays in runs/align, so that a later session finds it
+if real:  # every row that is read is scored by the reference: read what the updates can use, no more
     run = RunSettings(MODEL or "Qwen/Qwen2.5-0.5B-Instruct", DATA or "hh-helpful", micro_batch=2,
-                      checkpointing=True)
+                      checkpointing=True, rows=20 * (STEPS or 300))
 run = replace(run, method=METHOD, minutes=MINUTES, seed=SEED, steps=STEPS or (300 if real else 6))
 
 
-def out(name):
-    """The folder of a run: its own one, or in the practice a passing one."""
-    return "" if real else str(scratch / name)
+def out(stage):
+    """The folder of a run: under OUT, where a later session finds it; in the practice a passing one."""
+    return str(Path(OUT) / replace(run, stage=stage).folder.name if real else scratch / stage)
 
+# %% [markdown]
+# **What fits?** Below, the planned memory of one DPO step, as it is usually written and after three changes, each on top of the last: the reference scored before training and the logits taken in slices; activations computed a second time; adapters. *Predict: which part is the largest, and which is the reference's share?*
 
 # %%
 QWEN = "Qwen/Qwen2.5-0.5B-Instruct"
@@ -123,7 +126,7 @@ for row, (name, parts) in enumerate(reversed(sizes.items())):
             axes.text(left, height, label, fontsize=9, color=plots.PALETTE[colour])
         left += width
 for card in ("T4", "L4", "A100-40"):
-    axes.axvline(gpu.CARDS[card].memory, color=plots.INK, linestyle=":")
+    axes.axvline(gpu.CARDS[card].memory, ymax=0.82, color=plots.INK, linestyle=":")
     axes.text(gpu.CARDS[card].memory - 0.2, -0.62, card, ha="right", fontsize=9)
 axes.set(yticks=range(4), yticklabels=list(reversed(sizes)), ylim=(-0.8, 4.2), xlabel="GiB, planned")
 axes.set_title("One DPO step of Qwen2.5-0.5B: 4 pairs at a time, 1,024 tokens each")
@@ -132,7 +135,7 @@ plots.show(drawn, alt="""Stacked bars of planned memory. As usually written the 
     redone it fits a T4; with LoRA, weights, gradients and Adam shrink too.""")
 
 # %% [markdown]
-# Arithmetic, not a measurement; nothing was downloaded for it. *Predict: which part would you cut first?* Most people say the reference. The logits of 151,936 words and the activations weigh more.
+# Arithmetic, not a measurement; nothing was downloaded for it. The reference, which one thinks of first, is a thin slice; activations and the logits of 151,936 words are the thick ones.
 #
 # ## 1 · Derive
 #
@@ -144,6 +147,7 @@ plots.show(drawn, alt="""Stacked bars of planned memory. As usually written the 
 V, d, L, k, f = 151_936, 896, 24, 2 * 64, 4_864
 N = V * d + L * (2 * d**2 + 2 * d * k + 3 * d * f + d + 2 * k + 2 * d) + d
 print(f"N = {N:,}; 16 N = {16 * N / 2**30:.2f} GiB before the first token")
+print(f"on the disk: a checkpoint {12 * N / 2**30:.1f} GiB, a saved model {4 * N / 2**30:.1f} GiB")
 claim("20.parameters", "config of Qwen2.5-0.5B", "weights of the plan's model (formula above)",
       expected=N, measured=gpu.SHAPES[QWEN].parameters, tolerance=0, digits=9)
 parts = {part.name: part.bytes for part in gpu.plan(QWEN, "dpo").parts}
@@ -196,16 +200,14 @@ claim("20.logits", "this course", "our log-probabilities keep no tensor of token
       expected=0, measured=wide[1], tolerance=0)
 
 # %% [markdown]
-# At 194 words the difference is nothing; at 151,936 it was the pink bar. Now the table that the run prints before it downloads anything:
-
-# %%
-gpu.plan(QWEN, "dpo", batch=16, micro_batch=4)
+# At 194 words the difference is nothing; at 151,936 it was the pink bar. Now verdicts for other models and cards; then the table that a run prints before it downloads anything:
 
 # %%
 for name in ("Qwen/Qwen2.5-0.5B-Instruct", "meta-llama/Llama-3.2-1B-Instruct"):
     for card in ("T4", "L4", "A100-80", "H200"):
         verdict = gpu.plan(name, "dpo", batch=16).verdict(gpu.CARDS[card])
         print(f"{name.split('/')[1]:22} {card:8}", verdict)
+gpu.plan(QWEN, "dpo", batch=16, micro_batch=4)
 
 # %% [markdown] exercise="20.1" part="task" stars=1 minutes=6
 # ### Before the first token
@@ -240,16 +242,17 @@ check("20.1", fixed_bytes)
 # %% tags=["nbval-ignore-output"]
 rate = None if real else 1e-3  # None is what is usual
 stages = [replace(run, method="sft", learning_rate=rate, out=out("sft")),
-          replace(run, out=out("full"))]
+          replace(run, out=out(METHOD))]
 results = align_in_stages(stages, quiet=not real)
 sft, full = results[0], results[-1]
 done = len(results) == 2 and full.finished
 for result in results if not real else []:  # a real run has said more already
     print(f"{result.settings.called}: {result.step} updates, proves the code only")
 print(full.settings.command if real else "the command for a terminal: course align --help")
+print("the trained model, which lesson 22 measures:", full.model if real and done else "none here")
 
 # %% [markdown]
-# A session that ends at its limit prints the command that goes on; call the cell again and it does. `result.json` holds settings, command, commit, versions, card, seconds, tokens per second, planned and measured memory, the history, and samples with the same seed before and after. Judge by eye:
+# A session that ends at its limit prints the command that goes on; call the cell again and it does. A Colab machine takes its disk with it: what is to outlast it lies on a Drive with room for two or three checkpoints (sizes above), or fits one session. `result.json` holds settings, command, commit, versions, card, seconds, memory, the history, and samples with the same seed before and after; the command with `--store` brings it into the table below. Judge by eye:
 
 # %% tags=["nbval-ignore-output"]
 if done:
@@ -288,7 +291,7 @@ check("20.2", accumulated_loss)
 # %% [markdown]
 # ## 3 · Verify against the exact optimum
 #
-# Nobody knows the optimum of a real model. But four identities must hold at any size, so they are checked where it costs seconds. At the first step policy and reference are equal, and the loss is $\log 2$. Pieces of 2 make the update that pieces of 8 make. The trainer's losses are those of our teaching loop. And a run that was stopped is the run that was not.
+# Nobody knows the optimum of a real model. But four identities must hold at any size, so they are checked where it costs seconds. At the first step policy and reference are equal, and the loss is $\log 2$. Pieces of 2 make the update that pieces of 4 make. The trainer's losses are those of our teaching loop. And a run that was stopped is the run that was not.
 
 # %%
 whole = align(small, quiet=True)
@@ -323,7 +326,7 @@ claim("20.resume", "this course", "a run stopped and resumed, and one that was n
       expected=0, measured=apart(sessions[-1].losses, whole.losses), tolerance=0)
 
 # %% [markdown]
-# The last one is exact to the bit, on one machine: a checkpoint holds weights, Adam's state, the schedule and the step; the order of the rows follows from seed and step. The reference is the model that the first session loaded, so each session loads that one.
+# The last one is exact to the bit, here on a processor; on a card sums may come in another order, and then it is equal up to rounding. A checkpoint holds weights, Adam's state, the schedule and the step; the order of the rows follows from seed and step. The reference is the model that the first session loaded, so each session loads that one.
 #
 # ## 4 · Break it on purpose
 #
@@ -345,11 +348,12 @@ def first_loss(ref_model):
 in_memory, reloaded = first_loss(None), first_loss(load_policy(small.model, device="cpu").model)
 claim("20.in_memory", "this course", "after SFT, reference from memory: first loss minus log 2",
       expected=0, measured=in_memory - math.log(2), tolerance=1e-6)
-claim("20.reloaded", "TRL 1.16, DPOTrainer", "reference from the disk instead: log 2 minus first loss",
-      expected=1e-3, relation="at least", measured=math.log(2) - reloaded)
+claim("20.reloaded", "what TRL 1.16's DPOTrainer does",
+      "reference from the disk instead: log 2 minus first loss", expected=1e-3, relation="at least",
+      measured=math.log(2) - reloaded)
 
 # %% [markdown]
-# Below: SFT raised the chosen responses above that stale reference, so DPO believes that part of its work is done, and its leash is tied to another model. The course takes the reference from memory, or from the folder that the stage before saved. Look at the first loss of every run.
+# Below: SFT has moved the chosen responses up against the rejected ones, measured from that stale reference, so DPO believes that part of its work is done, and its leash is tied to another model. The course takes the reference from memory, or from the folder that the stage before saved. Look at the first loss of every run.
 #
 # **Updates that are rounded away.** At a learning rate of $10^{-6}$ Adam's first step is about $10^{-6}$ for each weight. bfloat16 has 8 significant bits: around $w$ with $2^e\le|w|<2^{e+1}$ its grid is $2^{e-7}$ wide, and less than half of that is lost. So a step counts only if $2^{e-8}<10^{-6}$, that is $|w|<2^{-11}$.
 
@@ -366,7 +370,7 @@ claim("20.bf16", "IEEE rounding", "share of bf16 weights that the step changes: 
       measured=changed[torch.bfloat16], tolerance=1e-4)
 
 # %% [markdown]
-# And so at every step: each update is added by itself, and a thousand of them are lost like the first. So weights stay in float32, and only the products are in 16 bits. TRL's `bf16=True` is such mixed precision; loading a model with `dtype=bfloat16` is not.
+# A thousand such steps are lost like the first. So weights stay in float32, and only the products are in 16 bits. TRL's `bf16=True`, its default, is such mixed precision; a model whose *weights* are in bfloat16 is not. And transformers 5 loads weights in the format of the file, bfloat16 for Qwen2.5, unless you ask for `dtype=torch.float32`; TRL asks for it if you pass a name.
 #
 # **A lost end token.** Cutting at `max_length` from the right, as TRL does by default (1,024 tokens, `keep_start`), takes the end token of every row it touches: the model learns texts that do not stop.
 
@@ -392,7 +396,7 @@ except ValueError as error:
 #
 # ## 5 · On the bench with the others
 #
-# **LoRA** freezes a matrix $W$ of shape $m\times n$ and trains $W+2BA$ with $B$ of $m\times r$ and $A$ of $r\times n$. $B$ starts at zero, so the first loss is $\log 2$ again, and the reference is the same model with the adapter off: no second copy. Its learning rate is some twenty times larger.
+# **LoRA** freezes a matrix $W$ of shape $m\times n$ and trains $W+2BA$ with $B$ of $m\times r$ and $A$ of $r\times n$. $B$ starts at zero, so the first loss is $\log 2$ again, and the reference is the same model with the adapter off: no second copy. Our default rate for it is twenty times larger: a habit, not a result.
 
 # %% [markdown] exercise="20.3" part="task" stars=2 minutes=8
 # ### What LoRA trains
@@ -423,7 +427,8 @@ check("20.3", adapter_numbers)
 lora = full
 if done:
     rank, rate = (16, None) if real else (4, 6e-3)
-    adapted = replace(run, model=str(sft.model), lora=rank, learning_rate=rate, out=out("lora"))
+    adapted = replace(run, model=str(sft.model), lora=rank, learning_rate=rate,
+                      out=out(f"{METHOD}-lora"))
     lora = align(adapted, quiet=not real)
 if lora.finished:
     arms = {"untouched": sft.record["evaluation"]["before"]}
@@ -445,7 +450,8 @@ if lora.finished and not real:
 
 # %% tags=["figure", "nbval-ignore-output"]
 drawn, (left, right) = plots.figure(2, width=4.6, height=3.2)
-for name, result, colour in (("all weights", full, "blue"), ("LoRA", lora, "orange")):
+shown = (("all weights", full, "blue"), ("LoRA", lora, "orange")) if done else ()
+for name, result, colour in shown:
     colour = plots.PALETTE[colour]
     steps = range(1, len(result.losses) + 1)
     left.plot(steps, result.losses, "o-", color=colour, label=name)
@@ -453,9 +459,10 @@ for name, result, colour in (("all weights", full, "blue"), ("LoRA", lora, "oran
         rewards = [row.get(f"rewards/{side}", math.nan) for row in result.history]
         right.plot(steps, rewards, style, color=colour)
 left.axhline(math.log(2), color=plots.INK, linestyle=":")
-plots.label(left, 1, math.log(2), "log 2", xytext=(2, 4))
+plots.label(left, 1, math.log(2), "log 2", xytext=(12, 4))
 left.set(xlabel="update", ylabel="training loss")
-left.legend(frameon=False)
+if shown:
+    left.legend(frameon=False)
 right.set(xlabel="update", ylabel="beta x log-ratio", title="chosen solid, rejected dashed")
 left.set_title("what the code did" if not real else run.model.split("/")[-1])
 plots.show(drawn, alt="""Left: the training loss on all weights and of LoRA, both from log 2.
@@ -499,11 +506,13 @@ ledger.rows("20")
 #
 # | what you see | why | what to do |
 # |---|---|---|
-# | `model-gated` | the licence is not accepted, or nobody is logged in | the message says both steps |
-# | `card-too-small` | the plan does not fit | add the options it names |
+# | `model-gated` | licence or login is missing | the message says both steps |
+# | `card-too-small` | the plan does not fit | the options it names |
 # | first loss is not log 2 | another reference, or dropout | section 4 |
 # | slow on a T4 | bf16 is emulated there | leave precision to `gpu.precision` |
-# | `run-of-other-settings` | `out` holds another run | another `out` |
+# | `CUDA out of memory`, though it fits | an earlier kernel still holds the card | restart it |
+# | `run-of-other-settings` | `OUT` holds other settings | another `OUT` |
+# | all runs are gone | the Colab machine was recycled | `OUT` on a Drive, or fewer `STEPS` |
 # | loss falls, answers as before | rounded updates, or a tiny rate | look at the drift |
 
 # %% [markdown]
