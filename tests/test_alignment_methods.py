@@ -115,6 +115,10 @@ def test_the_model_of_the_practice_wrote_the_rows_itself(make, tmp_path):
         ("rdro_pooled", {}),
         ("kto", {"kl": "mismatched"}),
         ("bco", {}),
+        (
+            "bco",
+            {"delta": "batch"},
+        ),  # measured on all held-out rows at once: a piece of them may have one class
     ],
 )
 def test_labelled_responses_give_the_losses_of_the_teaching_loop(make, labels, tmp_path, method, options):
@@ -132,7 +136,14 @@ def test_comparisons_feed_methods_that_learn_from_labels(make, tmp_path, method)
     run = align(make("pairs", tmp_path / "run", method), quiet=True)
     assert run.losses == pytest.approx(loop_losses(run.settings), abs=2e-5)
     assert run.record["preferred_fraction"] == 0.5
-    assert run.record["options"] == {"rdro": {"alpha": 0.5}, "ddro": {"t": 0.5}, "kto": {}}[method]
+    assert (
+        run.record["options"]
+        == {
+            "rdro": {"alpha": 0.5},
+            "ddro": {"t": 0.5, "past_wall": "tangent"},
+            "kto": {},
+        }[method]
+    )
 
 
 def test_every_batch_of_labelled_responses_holds_both_classes_in_proportion(make, tmp_path):
@@ -160,7 +171,9 @@ def test_alpha_is_the_share_of_the_rows_unless_it_is_given(make, labels, tmp_pat
     other = replace(given, out=str(tmp_path / "other"), options={"alpha": 0.9})
     assert align(other, quiet=True).losses[0] != labels.losses[0]
     t = options_of(replace(given, method="ddro", options={}), train)
-    assert t[0] == {"t": train.alpha}
+    assert t[0] == {"t": train.alpha, "past_wall": "tangent"} and "straight line" in t[1]
+    strict = options_of(replace(given, method="ddro", options={"past_wall": "error"}), train)
+    assert strict[0] == {"t": train.alpha, "past_wall": "error"} and "straight line" not in strict[1]
     assert options_of(replace(given, method="kto", options={}), train) == ({}, "")
 
 

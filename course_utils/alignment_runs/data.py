@@ -88,6 +88,11 @@ def require_feedback(settings: RunSettings, data: datasets.PreferenceData) -> No
 def options_of(settings: RunSettings, data: datasets.PreferenceData) -> tuple[dict[str, Any], str]:
     """The settings of the objective for these rows, and a sentence about a share that was read off them."""
     options, name = dict(settings.options), FRACTION.get(settings.method)
+    wall = ""
+    if settings.method == "ddro" and "past_wall" not in options:
+        # One held-out response past the wall would end the run before the model is saved.
+        options["past_wall"] = "tangent"
+        wall = "; past DDRO's wall its loss goes on in a straight line (past_wall = tangent)"
     if name is None:
         return options, ""
     share = data.alpha
@@ -95,7 +100,7 @@ def options_of(settings: RunSettings, data: datasets.PreferenceData) -> tuple[di
     if data.kind == "pairs":
         found = "0.5: the rows are comparisons, so half of the responses are preferred"
     if name in options:
-        return options, f"{name} = {options[name]:g}, as given; the rows say {found}"
+        return options, f"{name} = {options[name]:g}, as given; the rows say {found}{wall}"
     if not 0 < share < 1:
         return options, f"one class only: {found}"  # the trainer refuses it, and says why
-    return {**options, name: share}, f"{name} = {found}"
+    return {**options, name: share}, f"{name} = {found}{wall}"

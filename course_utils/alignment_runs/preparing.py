@@ -86,6 +86,7 @@ def trainer_of(
         over_length="drop",
         chat_template=policy.chat_template,
         peft_config=adapter_of(settings),
+        cache_dir=settings.folder / "reference",  # so that the next session need not score it again
         callbacks=[_budget(settings.minutes, stop_after)],
     )
     policy.model = trainer.model

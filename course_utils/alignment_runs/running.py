@@ -116,7 +116,8 @@ def align(settings: RunSettings, *, stop_after: int | None = None, quiet: bool =
     save(settings, policy)
     if first_process():
         records.write(settings.folder / records.RESULT, record)
-        shutil.rmtree(settings.folder / "checkpoints", ignore_errors=True)
+        for passing in ("checkpoints", "reference"):
+            shutil.rmtree(settings.folder / passing, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
     found = RunResult(settings, True, step, history, record)
     say(found)

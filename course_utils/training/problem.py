@@ -27,6 +27,7 @@ from course_utils.training.order import DataOrder
 from course_utils.training.settings import TrainingSettings, derived_seed
 from course_utils.training.terms import COMPUTED, extra_term, main_term
 
+COMPUTED_AT_ONCE = 64  # rows that pass the model at a time where nothing is learned from them
 MAX_LISTED = 8
 
 
@@ -181,11 +182,19 @@ class Problem:
     def _computed(self, name: str, policy: Any, examples: Examples, rows: Tensor | None) -> Tensor:
         if name == "kl":
             other = examples.mismatched(rows)
-            ref = other.log_probs(self.ref_scores.model, None)[""]
-            return objectives.kto_kl(other.log_probs(policy, None)[""], ref)
-        columns = self.columns(policy, examples, rows)
+            places = [None] if rows is None else torch.arange(len(rows)).split(COMPUTED_AT_ONCE)
+            now, ref = (
+                torch.cat([other.log_probs(model, some)[""] for some in places])
+                for model in (policy, self.ref_scores.model)
+            )
+            return objectives.kto_kl(now, ref)
+        pieces = [None] if rows is None else rows.split(COMPUTED_AT_ONCE)
+        parts = [self.columns(policy, examples, some) for some in pieces]
+        now, ref, preferred = (
+            torch.cat([part[key] for part in parts]) for key in ("policy", "ref", "preferred")
+        )
         beta = self.terms[0].settings.get("beta", self.terms[0].objective.defaults["beta"])
-        reward, preferred = beta * (columns["policy"] - columns["ref"]), columns["preferred"]
+        reward = beta * (now - ref)
         return 0.5 * (reward[preferred].mean() + reward[~preferred].mean())
 
     def place(self, rows: Tensor | None) -> str:

@@ -311,8 +311,9 @@ class AlignmentTrainer(LayoutTrainer):
         meter, policy, loss = BatchLoss(problem), self._scored(self.model), 0.0
         weights = example_weights(problem.terms, problem._preferred, problem.count)
         with torch.no_grad(), self.accelerator.autocast():
-            for rows in torch.arange(problem.count).split(self.args.per_device_eval_batch_size):
-                computed = meter.whole_batch_settings(policy, problem._examples, rows)
+            every = torch.arange(problem.count)
+            computed = meter.whole_batch_settings(policy, problem._examples, every)
+            for rows in every.split(self.args.per_device_eval_batch_size):
                 some = [weight[rows] for weight in weights]
                 loss += float(
                     meter.share(policy, problem._examples, rows, some, computed, self.state.global_step)
