@@ -1,4 +1,8 @@
-"""A plan of one training step: its memory part by part, the cards that it fits, and what helps where it does not."""
+"""A plan of one training step: its memory part by part, the cards that it fits, and what helps where it does not.
+
+With `shards` the weights are divided over so many cards (`sharding` holds the arithmetic), and the memory is that of
+each of them.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,9 @@ from typing import Any
 
 from course_utils import objectives
 from course_utils.errors import CourseError
-from course_utils.gpu import memory
+from course_utils.gpu import memory, sharding
 from course_utils.gpu.cards import CARDS, GIB, Card
+from course_utils.gpu.parts import Part
 from course_utils.gpu.shapes import Shape, shape_of
 from course_utils.logprobs import CHUNK_GPU
 
@@ -26,21 +31,8 @@ RESPONSES = {
 
 
 @dataclass(frozen=True)
-class Part:
-    """One part of the memory: its bytes and how they come about."""
-
-    name: str
-    bytes: float
-    how: str
-
-    @property
-    def gib(self) -> float:
-        return self.bytes / GIB
-
-
-@dataclass(frozen=True)
 class Plan:
-    """One training step on one card. `micro_batch` examples pass the model at a time; `batch` of them make a step."""
+    """One training step. `micro_batch` examples pass the model of each card at a time; `batch` of all cards make a step."""
 
     shape: Shape
     method: str
@@ -54,6 +46,23 @@ class Plan:
     lora: int | None = None
     optimizer: str = "adamw"
     products: str = "bfloat16"
+    shards: int = 1
+    reshard: bool = True
+
+    @property
+    def passes(self) -> int:
+        """Micro-batches of each card in an update."""
+        return self.batch // (self.micro_batch * self.shards)
+
+    @property
+    def frozen_width(self) -> int:
+        """Bytes of a weight as it is stored: the frozen base of adapters may stay in 16 bits, nothing is added to it."""
+        return 2 if self.lora and self.products != "float32" else 4
+
+    @property
+    def trained(self) -> int:
+        """Weights that are trained."""
+        return memory.lora_parameters(self.shape, self.lora) if self.lora else self.shape.parameters
 
     @property
     def sequences(self) -> int:
@@ -70,9 +79,7 @@ class Plan:
     def parts(self) -> tuple[Part, ...]:
         """The memory of a step, part by part."""
         shape, size = self.shape, self.shape.parameters
-        # A frozen base of adapters may stay in 16 bits: nothing is added to it.
-        frozen = 2 if self.products != "float32" else 4
-        trained = memory.lora_parameters(shape, self.lora) if self.lora else size
+        frozen, trained = self.frozen_width, self.trained
         if self.lora:
             weights = Part(
                 "weights",
@@ -114,6 +121,8 @@ class Plan:
             ),
             Part("logits", logits, f"a slice at a time; all at once would be {ordinary:.1f} GiB"),
         ]
+        if self.shards > 1:
+            parts = sharding.divided(self, parts)
         known = sum(part.bytes for part in parts)
         parts.append(Part("CUDA and gaps", memory.CONTEXT + memory.GAPS * known, "assumed: 0.7 GiB and 6 %"))
         return tuple(part for part in parts if part.bytes or part.name == "reference")
@@ -123,9 +132,14 @@ class Plan:
         """The whole, in GiB."""
         return sum(part.gib for part in self.parts)
 
+    @property
+    def peak_gib(self) -> float:
+        """The most that a card must hold, in GiB: before the weights are shared out it has all of them."""
+        return max(self.gib, sharding.at_start(self) / GIB)
+
     def fits(self, card: Card) -> bool:
         """Whether the card can hold it."""
-        return self.gib <= card.memory
+        return self.peak_gib <= card.memory
 
     def remedy(self, card: Card) -> tuple[Plan, str] | None:
         """The mildest change with which the step fits the card, and its name; None if no change is enough.
@@ -149,35 +163,72 @@ class Plan:
                 found = replace(found, checkpointing=True)
                 words.append("activation checkpointing")
             while step == "micro-batch" and not found.fits(card) and found.micro_batch > 1:
-                found = replace(found, micro_batch=_next_smaller(found.batch, found.micro_batch))
-            if step == "adafactor" and not found.lora and found.optimizer != "adafactor":
+                found = replace(
+                    found, micro_batch=_next_smaller(found.batch // found.shards, found.micro_batch)
+                )
+            if (
+                step == "adafactor"
+                and not found.lora
+                and found.optimizer != "adafactor"
+                and found.shards == 1
+            ):
                 found = replace(found, optimizer="adafactor")
                 words.append("Adafactor instead of AdamW")
             if step == "lora" and not found.lora:
                 found = replace(found, lora=16, optimizer=self.optimizer)
                 words = [word for word in words if "Adafactor" not in word] + ["LoRA instead of all weights"]
         if found.micro_batch != self.micro_batch:
-            words.append(f"{found.batch // found.micro_batch} micro-batches of {found.micro_batch}")
+            words.append(f"{found.passes} micro-batches of {found.micro_batch}")
         return (found, ", ".join(words)) if found.fits(card) else None
 
     def verdict(self, card: Card) -> str:
         """What to tell the owner of such a card."""
         if self.fits(card):
-            return f"fits: {self.gib:.1f} of {card.memory:.1f} GiB"
+            return f"fits: {self.peak_gib:.1f} of {card.memory:.1f} GiB"
         found = self.remedy(card)
         if found is None:
-            return f"does not fit: {self.gib:.1f} GiB wanted, {card.memory:.1f} there; shorter texts or a smaller model"
-        return f"fits with: {found[1]} ({found[0].gib:.1f} of {card.memory:.1f} GiB)"
+            return f"does not fit: {self.peak_gib:.1f} GiB wanted, {card.memory:.1f} there; shorter texts or a smaller model"
+        return f"fits with: {found[1]} ({found[0].peak_gib:.1f} of {card.memory:.1f} GiB)"
 
     def operations(self) -> float:
-        """Operations of the matrix products of a whole step (all micro-batches), reference not included."""
-        times = self.batch / self.micro_batch
+        """Operations of the matrix products of a whole step (all micro-batches of all cards), reference not included."""
+        times = self.batch / self.micro_batch  # of all cards together
         tokens, predicted = times * self.tokens, times * self.sequences * self.response
         return self.shape.operations(tokens, predicted, self.prompt + self.response)
 
     def seconds(self, card: Card, utilisation: float = 0.3) -> float:
-        """Seconds of a step if this share of the card's best rate is reached. An estimate: measure to know."""
-        return self.operations() / (card.operations * 1e12 * utilisation)
+        """Seconds of arithmetic of a step if this share of the cards' best rate is reached. An estimate: measure to know."""
+        return self.operations() / (card.operations * 1e12 * utilisation * self.shards)
+
+    @property
+    def traffic(self) -> tuple[Part, ...]:
+        """What each card sends (and receives) in an update, part by part."""
+        return tuple(sharding.traffic(self))
+
+    def network_seconds(self, gigabytes: float) -> float:
+        """Seconds of traffic over a ring whose slowest link carries so many 10^9 bytes a second in each direction."""
+        return sum(part.bytes for part in self.traffic) / (gigabytes * 1e9)
+
+    def step_seconds(self, card: Card, gigabytes: float | None = None, utilisation: float = 0.3) -> float:
+        """Seconds of a step at best: arithmetic or traffic, whichever takes longer, the other hidden behind it.
+
+        gigabytes   10^9 bytes a second, see `sharding.LINKS`; None takes a network that costs nothing
+        """
+        network = 0.0 if gigabytes is None else self.network_seconds(gigabytes)
+        return max(self.seconds(card, utilisation), network)
+
+    def energy_kwh(
+        self,
+        card: Card,
+        steps: int,
+        *,
+        gigabytes: float | None = None,
+        utilisation: float = 0.3,
+        pue: float = 1.0,
+    ) -> float:
+        """At most: the cards' full power for the whole time, times what the building adds (`pue`). See `cost`."""
+        seconds = steps * self.step_seconds(card, gigabytes, utilisation)
+        return seconds * card.watts * self.shards * pue / 3.6e6
 
     @property
     def title(self) -> str:
@@ -185,6 +236,7 @@ class Plan:
         return (
             f"{self.shape.name}, {self.method}, {trained}: {self.batch} examples a step, {self.micro_batch} at a time "
             f"({self.sequences} sequences of {self.prompt} + {self.response} tokens)"
+            + (f" on each of {self.shards} cards" if self.shards > 1 else "")
         )
 
     def __str__(self) -> str:
@@ -228,32 +280,40 @@ def plan(
     lora: int | None = None,
     optimizer: str = "adamw",
     products: str = "bfloat16",
+    shards: int = 1,
+    reshard: bool = True,
 ) -> Plan:
     """What one training step takes, before anything is downloaded.
 
     model        a name in SHAPES, a folder with a config.json, a config, or a model
     method       an objective of the registry; it says how many responses an example has, and whether there is a reference
-    batch        examples of a step; micro_batch of them pass the model at a time (all, unless given)
+    batch        examples of a step, over all cards; micro_batch of them pass the model of each card at a time (all that
+                 the card has, unless given)
     prompt, response   tokens of the longest ones
     group        responses of an example, for objectives that learn from groups
     reference    "precomputed" (once, before training), "live" (a second model), "moving" (a second model that follows)
     lora         the rank of adapters; all weights are trained without it
     products     the format of the matrix products: "bfloat16", "float16" (the same size), "float32", "pure bfloat16"
+    shards       cards that share the weights (fully sharded data parallel); the memory is then that of each card
+    reshard      take a layer apart again between its forward and its backward pass
     """
     objective = objectives.get(method)
-    micro_batch = batch if micro_batch is None else micro_batch
+    if micro_batch is None:
+        micro_batch = max(1, batch // shards) if isinstance(shards, int) and shards > 0 else batch
     whole = {
         "batch": batch,
         "micro_batch": micro_batch,
         "prompt": prompt,
         "response": response,
         "group": group,
+        "shards": shards,
     }
     problem = next(
         (f"{name} is {value}" for name, value in whole.items() if int(value) != value or value < 1), ""
     )
-    if not problem and batch % micro_batch:
-        problem = f"micro_batch {micro_batch} does not divide batch {batch}"
+    if not problem and batch % (micro_batch * shards):
+        cards = f" x {shards} cards" if shards > 1 else ""
+        problem = f"micro_batch {micro_batch}{cards} does not divide batch {batch}"
     for name, value, known in (
         ("reference", reference, REFERENCES),
         ("optimizer", optimizer, tuple(memory.OPTIMIZERS)),
@@ -281,6 +341,8 @@ def plan(
         lora,
         optimizer,
         products,
+        shards,
+        reshard,
     )
 
 

@@ -543,4 +543,4 @@ ledger.rows("13")
 #
 # ## Next
 #
-# **14 · General preferences**: what a score can say when no reward can.
+# **20 · A real model: SFT, then DPO.** (Part IV, the wider field, is still to come.)
