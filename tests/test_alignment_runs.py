@@ -305,3 +305,14 @@ def test_rows_that_are_too_long_are_neither_trained_on_nor_measured_nor_answered
     assert 0 < len(short) < len(held) and record["rows"]["held_out"] == len(short)
     assert record["evaluation"]["after"]["chosen_drift"][3] == len(short)
     assert len(record["samples"]) == len({row.prompt[0]["content"] for row in short})
+
+
+def test_energy_is_stored_only_where_every_session_was_measured(whole):
+    from course_utils.alignment_runs.saving import energy_of
+    from course_utils.gpu.cost import of_record
+
+    assert whole.record["energy_joules"] is None and whole.record["sessions"][0]["joules"] is None
+    assert energy_of([{"joules": 1.5}, {"joules": 2.0}]) == 3.5
+    assert energy_of([{"joules": 1.5}, {"joules": None}]) is None
+    assert energy_of([{"joules": 1.5}, {}]) is None and energy_of([]) is None
+    assert of_record({**whole.record, "energy_joules": 3.6e6}).kwh == pytest.approx(1.0)

@@ -27,7 +27,8 @@ from course_utils.alignment_runs.preparing import load_policy_of, trainer_of
 from course_utils.alignment_runs.room import require_room
 from course_utils.alignment_runs.saving import begin, measure, newest, record_of, save
 from course_utils.alignment_runs.settings import RunSettings
-from course_utils.alignment_runs.where import device_of, first_process, processes
+from course_utils.alignment_runs.where import device_of, first_process, one_machine, processes
+from course_utils.gpu.cost import energy_meter
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -96,12 +97,19 @@ def align(settings: RunSettings, *, stop_after: int | None = None, quiet: bool =
     on_card = device_of(settings) != "cpu"
     if on_card:
         torch.cuda.reset_peak_memory_stats()
-    with without_false_alarms(policy.model):
+    with without_false_alarms(policy.model), energy_meter() as meter:
         trainer.train(resume_from_checkpoint=True if first else None)
     step = trainer.state.global_step
-    session = {"from": first, "to": step, "seconds": time.monotonic() - began, "peak_gib": None}
+    session = {
+        "from": first,
+        "to": step,
+        "seconds": time.monotonic() - began,
+        "peak_gib": None,
+        "joules": None,
+    }
     if on_card:
         session["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        session["joules"] = meter.joules if one_machine() else None
     begun["sessions"].append(session)
     history = [_numbers(row) for row in trainer.state.log_history if "loss" in row]
     if first_process():

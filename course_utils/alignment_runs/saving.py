@@ -77,11 +77,18 @@ def record_of(
         "sessions": begun["sessions"],
         "tokens": tokens,
         "tokens_per_second": tokens / seconds,
+        "energy_joules": energy_of(begun["sessions"]),
         "memory_gib": {"planned": None if plan is None else plan.gib, "peak": max(peaks, default=None)},
         "evaluation": {"before": before["evaluation"], "after": after["evaluation"]},
         "samples": [{"prompt": x, "before": a, "after": b} for x, a, b in columns],
         "history": history,
     }
+
+
+def energy_of(sessions: list[dict[str, Any]]) -> float | None:
+    """Joules of all sessions by the cards' counters; None unless each of them was measured."""
+    joules = [session.get("joules") for session in sessions]
+    return None if None in joules or not joules else sum(joules)
 
 
 def tokens_of(trainer: Any, steps: int) -> int:

@@ -32,6 +32,11 @@ def processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def one_machine() -> bool:
+    """Whether all processes of the run are on this machine, so that its counters see all of the run's cards."""
+    return processes() == int(os.environ.get("LOCAL_WORLD_SIZE", processes()))
+
+
 def shares_weights() -> bool:
     """Whether the launch asks for FSDP: each process then holds a part of the weights."""
     return processes() > 1 and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
