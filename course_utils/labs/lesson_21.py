@@ -194,6 +194,11 @@ EXERCISES = (
                 _gain_with(lambda gain: gain.mean() - 1.96 * _se(gain)),
             ),
             Mistake(
+                "divided by n",
+                "This divides the squares by n, as numpy's `std` does unless told; an estimate has n − 1: `ddof=1`, or torch's.",
+                _gain_with(lambda gain: gain.mean() - 1.645 * gain.std(correction=0) / math.sqrt(len(gain))),
+            ),
+            Mistake(
                 "mean ratio",
                 "This averages ratios instead of log-ratios: a few rows decide it, and it is no bound of the KL.",
                 _gain_with(lambda gain: gain.exp().mean().log() - 1.645 * _se(gain)),
