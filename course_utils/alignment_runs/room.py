@@ -65,7 +65,7 @@ def require_fit(plan: gpu.Plan, card: gpu.Card) -> None:
         ]
     raise CourseError(
         "card-too-small",
-        f"a step takes {plan.gib:.1f} GiB, and {card.name} has {card.memory:.1f}.",
+        f"a run takes up to {plan.peak_gib:.1f} GiB, and {card.name} has {card.memory:.1f}.",
         where=plan.title,
         remedy=f"{found[1]}: {' '.join(each for each in options if each)}."
         if found

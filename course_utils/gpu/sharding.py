@@ -2,7 +2,8 @@
 
 Divided by n: the stored weights, the optimizer's state, and the gradients once they are added up. Whole again for a moment:
 the layer that is computed and the one that is fetched meanwhile; embeddings and head from the beginning of a forward pass
-to the end of its backward pass (accelerate 1.15 keeps them together).
+to the end of its backward pass (accelerate 1.15 keeps tied ones together; it takes embeddings that are not tied apart in
+between, as it does with a layer, so they travel once more than the plan says, and it holds them whole for less long).
 
 Not divided: activations and logits, which belong to the card's own rows; the 16-bit copies, which autograd keeps of every
 layer that it passed (a test counts them); a live or moving reference, which our trainer holds whole in each process; and

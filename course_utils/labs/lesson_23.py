@@ -37,6 +37,15 @@ def _own_counts(preferred: list[Tensor]) -> list[Tensor]:
     return [torch.where(each, 1 / each.sum().double(), 1 / (~each).sum().double()) for each in preferred]
 
 
+def _own_counts_times_n(preferred: list[Tensor]) -> list[Tensor]:
+    return [len(preferred) * each for each in _own_counts(preferred)]
+
+
+def _two_processes(preferred: list[Tensor]) -> list[Tensor]:
+    yes, no = _classes(preferred)
+    return _scaled(preferred, 2 / yes, 2 / no)
+
+
 def _one_mean(preferred: list[Tensor]) -> list[Tensor]:
     rows = sum(map(len, preferred))
     return [torch.full((len(each),), len(preferred) / rows, dtype=torch.float64) for each in preferred]
@@ -65,7 +74,7 @@ def _one_by_one(preferred: list[Tensor]) -> list[Tensor]:
 
 
 def _labels() -> Iterator[Case]:
-    for words in (("YYYN", "YNNN"), ("YYN", "NNY", "YYN", "NYN"), ("YNNNY", "YNYNN")):
+    for words in (("YYYN", "YNNN"), ("YYN", "NNY", "YYN", "NYN"), ("YNNNY", "YNYNN"), ("YYY", "NYY", "NNY")):
         labels = [torch.tensor([letter == "Y" for letter in word]) for word in words]
         yield Case((labels,), f"{len(words)} processes: {', '.join(words)} (Y is preferred)")
 
@@ -124,6 +133,12 @@ EXERCISES = (
                 "counts of the own process",
                 "These are the class means of each process: a row counts more where its class is rare. Count over all.",
                 _own_counts,
+                also_wrong=(_own_counts_times_n,),
+            ),
+            Mistake(
+                "always two processes",
+                "Right for two processes only: the factor is their number, len(preferred).",
+                _two_processes,
             ),
             Mistake(
                 "one mean over all rows",
@@ -182,6 +197,23 @@ EXERCISES = (
                 ),
             ),
             Mistake(
+                "gradients all-reduced",
+                "An all-reduce of the gradients: shards need its first half only, the reduce-scatter.",
+                lambda parameters, cards, passes, reshard: (
+                    (cards - 1) / cards * 4 * parameters * (passes * _times(reshard) + 2)
+                ),
+            ),
+            Mistake(
+                "twice the ring's share",
+                "An all-reduce sends 2 (n-1)/n of the whole; a gather is one of its halves, as is a reduce-scatter.",
+                lambda parameters, cards, passes, reshard: 2 * sent_bytes(parameters, cards, passes, reshard),
+            ),
+            Mistake(
+                "two bytes",
+                "Two bytes are a number in 16 bits; here weights and gradients travel in float32.",
+                lambda parameters, cards, passes, reshard: sent_bytes(parameters, cards, passes, reshard) / 2,
+            ),
+            Mistake(
                 "passes forgotten",
                 "Every pass gathers the weights anew: the gathers count once for each pass.",
                 lambda parameters, cards, passes, reshard: (
@@ -238,6 +270,16 @@ EXERCISES = (
                 "ring's share forgotten",
                 "Nearly: of the whole, (n-1)/n travels. With one card nothing does.",
                 lambda cards, arithmetic, whole: arithmetic / (arithmetic / cards + whole),
+            ),
+            Mistake(
+                "the whole once for each other card",
+                "That is what all cards send together; they send at the same time, each (n-1)/n of the whole.",
+                lambda cards, arithmetic, whole: arithmetic / (arithmetic / cards + (cards - 1) * whole),
+            ),
+            Mistake(
+                "new time alone",
+                "These are the seconds on n cards: divide those of one card by them.",
+                lambda cards, arithmetic, whole: arithmetic / cards + (cards - 1) / cards * whole,
             ),
             Mistake(
                 "hidden behind one another",
