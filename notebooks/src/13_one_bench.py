@@ -543,4 +543,4 @@ ledger.rows("13")
 #
 # ## Next
 #
-# **20 · A real model: SFT, then DPO.** (Part IV, the wider field, is still to come.)
+# **20 · A real model: SFT, then DPO.** (Part IV comes later.)
