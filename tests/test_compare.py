@@ -65,6 +65,14 @@ def test_a_missing_output_is_a_difference():
     assert compare_notebooks(notebook("0.5"), empty)
 
 
+def test_a_progress_line_that_has_ended_is_no_difference():
+    slow = notebook("loss 0.5")
+    slow.cells[0].outputs.append(nbformat.v4.new_output("display_data", {"text/plain": ""}))
+    assert compare_notebooks(notebook("loss 0.5"), slow) == []
+    slow.cells[0].outputs[1].data["text/plain"] = "something"
+    assert compare_notebooks(notebook("loss 0.5"), slow)
+
+
 def with_claim(measured: float) -> nbformat.NotebookNode:
     row = ledger.judge("01.slope", "theory", "error falls as n^-1/2", -0.5, measured, (measured - 0.02, measured + 0.02))
     cell = nbformat.v4.new_code_cell("claim")

@@ -77,6 +77,8 @@ def _parts(cell: Any) -> dict[str, list[Any]]:
         for kind, value in data.items():
             if CLAIM in data and kind != CLAIM:
                 continue
+            if kind == "text/plain" and not "".join(value).strip():
+                continue  # a progress line that has ended: it is shown only where the work takes long enough
             if kind == "text/html" and LEDGER.fullmatch(str(data.get("text/plain", ""))):
                 continue  # the table of all claims: its text has the verdicts
             if kind == "application/vnd.jupyter.widget-view+json" or "application/vnd.jupyter.widget-view+json" in data:
